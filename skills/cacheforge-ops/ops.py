@@ -1,0 +1,1901 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = []
+# ///
+"""Run a CacheForge account: balance, top-ups, auto top-up, upstream, keys, info.
+
+The file is read from top to bottom: a room uses only the rooms above it, and
+data goes down the page once.
+
+    argv -> arguments -> one account call -> a record -> a report -> text or JSON
+
+    Outcomes   the exit codes: one class for each different next step
+    Money      amounts in and out, in whole numbers with their unit
+    Settings   the environment, variable by variable, in one value
+    Wire       one exchange; the rule for repeating; what a reply may be believed
+    Account    one short method for each endpoint: JSON in, a record out
+    Views      a record as a report; a report as text or JSON
+    Commands   one short function for each verb
+    Parser     the command line, declared
+    main       the only room that prints, reads the environment or exits
+
+Standard library only. The key goes to the configured service and nowhere else;
+a write is sent once; an outcome that is not known is called just that (exit 6).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` costs a tenth of a start; only the type checker needs it
+    import http.client
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any, NoReturn, TypedDict, TypeVar
+
+    T = TypeVar("T")
+    Json = dict[str, Any]
+else:
+    TypedDict = dict
+
+__version__ = "2.0.0"
+
+DEFAULT_BASE_URL = "https://app.anvil-ai.io"
+DEFAULT_MAX_TOPUP_USD = 500
+DEFAULT_TIMEOUT_S = 30.0
+
+
+# ── Outcomes: what happened, as a type; its exit code says what to do next ──────
+
+
+class Failure(Exception):
+    """The command did not do what was asked; the message says why.
+
+    `code` and `exit` belong to the class, one class for each different next step.
+    In a `hint`, `{ops}` stands for the words that start this program.
+    """
+
+    code = "failed"
+    exit = 1
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        http_status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.http_status = http_status
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class Refused(Failure):
+    """The service understood and said no: repeating will not help."""
+
+
+class BadReply(Failure):
+    """A read was answered with something that cannot be believed."""
+
+
+class Usage(Failure):
+    """The command line or a setting is wrong; nothing was sent."""
+
+    code = "usage"
+    exit = 2
+
+
+class Unauthorized(Failure):
+    """The key was refused."""
+
+    code = "unauthorized"
+    exit = 3
+
+
+class PaymentRequired(Failure):
+    """Credit is used up."""
+
+    code = "payment_required"
+    exit = 4
+
+
+class Unreachable(Failure):
+    """Nothing changed, and a repeat is safe: a read failed, or a write never left."""
+
+    code = "unreachable"
+    exit = 5
+    retryable = True
+
+
+class Uncertain(Failure):
+    """A write was sent and nobody can say what became of it: look before repeating."""
+
+    code = "uncertain"
+    exit = 6
+
+
+class Interrupted(Failure):
+    """A signal ended the command."""
+
+    code = "interrupted"
+    exit = 130
+
+
+# ── Money: whole numbers from end to end, the unit in every name ───────────────
+
+CENTS_PER_USD = 100
+MICROUSD_PER_CENT = 10_000
+SMALLEST_AUTO_TOPUP_CENTS = 100
+
+
+def cents_text(cents: int) -> str:
+    """US cents as dollars for people: 1234 is `$12.34`, -5 is `-$0.05`."""
+    dollars, rest = divmod(abs(cents), CENTS_PER_USD)
+    return f"{'-' if cents < 0 else ''}${dollars:,}.{rest:02}"
+
+
+def microusd_text(microusd: int) -> str:
+    """Microdollars as dollars, rounded down: money that is not there is never shown."""
+    return cents_text(microusd // MICROUSD_PER_CENT)
+
+
+def microusd_exact(microusd: int) -> str:
+    """Microdollars as an exact decimal of dollars with two to six decimals."""
+    dollars, rest = divmod(abs(microusd), CENTS_PER_USD * MICROUSD_PER_CENT)
+    decimals = f"{rest:06}".rstrip("0").ljust(2, "0")
+    return f"{'-' if microusd < 0 else ''}{dollars}.{decimals}"
+
+
+def read_cents(text: str, bare_unit: str) -> int:
+    """Read `10`, `10usd` or `1000c` as US cents; a bare number counts in `bare_unit`.
+
+    Raises ValueError with a reason that does not repeat the text. Digits are ASCII
+    digits only: `int` would also take `1_000`, ` 10 ` and Arabic-Indic ones.
+    """
+    if "$" in text:
+        raise ValueError("leave out the dollar sign (shells eat it): write 10usd")
+    match = re.fullmatch(r"([0-9]{1,15})(usd|c)?", text, re.IGNORECASE)
+    if not match:
+        raise ValueError("must be a whole number such as 10, 10usd or 1000c")
+    count = int(match[1])
+    if count == 0:
+        raise ValueError("must be more than 0 (an unquoted $10 reaches us as 0)")
+    unit = (match[2] or bare_unit).lower()
+    return count * CENTS_PER_USD if unit == "usd" else count
+
+
+# ── Settings: the environment, variable by variable, in one value ──────────────
+
+
+class Url:
+    """A plain web address, taken apart; one with anything surprising does not parse.
+
+    Userinfo, white space, backslashes and control characters are not URL characters
+    here, so that what we read is what every other parser reads.
+    """
+
+    PATTERN = (
+        r"(?P<scheme>https?)://"
+        r"(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\])"
+        r"(?::(?P<port>[0-9]{1,5}))?"
+        r"(?P<rest>(?:[/?#][a-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*)?)"
+    )
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError for anything but http or https on a host and port."""
+        match = re.fullmatch(self.PATTERN, text, re.IGNORECASE | re.ASCII)
+        if not match:
+            raise ValueError("not a plain http or https address")
+        self.scheme = match["scheme"].lower()
+        self.host = match["host"].lower()
+        self.port = int(match["port"] or (443 if self.scheme == "https" else 80))
+        self.rest = match["rest"]
+        if not 1 <= self.port <= 65535:  # sockets would wrap 65536 + n around to n
+            raise ValueError("the port is not between 1 and 65535")
+
+    @property
+    def authority(self) -> str:
+        """The host, with the port where it is not the usual one."""
+        usual = 443 if self.scheme == "https" else 80
+        return self.host if self.port == usual else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address can only mean this machine."""
+        return self.host in ("localhost", "[::1]") or bool(
+            re.fullmatch(r"127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}", self.host)
+        )
+
+
+class Settings:
+    """What the environment says, checked. Raises Usage, and quotes no value."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.allow_http = environ.get("CACHEFORGE_ALLOW_INSECURE_HTTP", "") == "1"
+        self.base_url = self._base_url(environ.get("CACHEFORGE_BASE_URL", ""))
+        self.max_topup_cents = self._cap_cents(environ.get("CACHEFORGE_MAX_TOPUP_USD", ""))
+        self.api_key = self._api_key(environ.get("CACHEFORGE_API_KEY", ""))
+
+    @staticmethod
+    def _api_key(value: str) -> str:
+        key = value.strip()
+        if not key:
+            raise Usage(
+                "CACHEFORGE_API_KEY is not set",
+                hint="Set it to your CacheForge key: export CACHEFORGE_API_KEY=cf_...",
+            )
+        if not is_secret_token(key):
+            raise Usage(
+                "CACHEFORGE_API_KEY holds a character that no key has"
+                " (white space, a control or a non-ASCII character)",
+                hint="Copy the key again, on one line.",
+            )
+        return key
+
+    def _base_url(self, value: str) -> str:
+        url = check_service_url(
+            value.strip() or DEFAULT_BASE_URL, "CACHEFORGE_BASE_URL", self.allow_http
+        )
+        path = re.sub(r"/+$", "", url.rest)
+        path = re.sub(r"/+v1$", "", path)
+        return f"{url.scheme}://{url.authority}{path}"
+
+    @staticmethod
+    def _cap_cents(value: str) -> int:
+        value = value.strip() or str(DEFAULT_MAX_TOPUP_USD)
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise Usage("CACHEFORGE_MAX_TOPUP_USD must be a number of whole dollars, such as 500")
+        return int(value) * CENTS_PER_USD
+
+    def mask_key(self) -> str:
+        """Enough of the key to tell two apart, and no more."""
+        head = re.match(r"(?:cfk?_)?", self.api_key)
+        tail = self.api_key[-4:] if len(self.api_key) >= 16 else ""
+        return f"{head[0] if head else ''}...{tail}"
+
+
+def is_secret_token(text: str) -> bool:
+    """Whether `text` can be sent as a credential: visible ASCII, no spaces.
+
+    Python would send a folded header or a latin-1 key without a word.
+    """
+    return bool(re.fullmatch(r"[\x21-\x7e]{1,4096}", text))
+
+
+def check_service_url(text: str, name: str, allow_http: bool) -> Url:
+    """The address of a service, called `name` in what Usage says if it is refused."""
+    try:
+        url = Url(text)
+    except ValueError as error:
+        raise Usage(f"{name} is {error}", hint=_URL_HINT) from None
+    if "?" in url.rest or "#" in url.rest:
+        raise Usage(f"{name} has a query or a fragment", hint=_URL_HINT)
+    if url.scheme == "http" and not (url.is_loopback or allow_http):
+        raise Usage(
+            f"{name} is plain http: the key would cross the network unencrypted",
+            hint="Use https, or set CACHEFORGE_ALLOW_INSECURE_HTTP=1 on a network of your own.",
+        )
+    return url
+
+
+_URL_HINT = "It looks like https://HOST, with :PORT and /PATH if needed; no user name, ? or #."
+
+
+# ── Wire: one exchange, the rule for repeating, what a reply may be believed ────
+# (urllib's opener follows redirects with the key in hand, opens file: and ftp:, and
+# cannot tell a write that never left from one that did; http.client under it can.)
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_TEXT_CHARS = 300
+MAX_INTEGER = 2**63 - 1
+READ_ATTEMPTS = 3
+REPEATABLE_STATUSES = (429, 502, 503, 504)
+REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-correlation-id", "cf-ray")
+
+
+def clean(text: str) -> str:
+    """Text from the service, safe to show: one line, no control over the terminal.
+
+    Removes escape sequences, controls, lone surrogates, and the invisible characters
+    that reorder text or smuggle it past a reader (bidi, zero width, tags).
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    text = re.sub(r"(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?", "", text)
+    text = re.sub(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]?", "", text)
+    text = re.sub(r"[\t-\r\x85\u2028\u2029]+", " ", text)
+    return re.sub(
+        "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+        "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]",
+        "",
+        text,
+    ).strip()
+
+
+def shorten(text: str, limit_chars: int = MAX_TEXT_CHARS) -> str:
+    """At most `limit_chars` characters, the cut marked."""
+    return text if len(text) <= limit_chars else text[: limit_chars - 3] + "..."
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """The text without any secret, also when the service sends one back encoded."""
+    for secret in secrets:
+        text = text.replace(secret, "<hidden>")
+    plain = text
+    if "%" in plain or "\\" in plain:
+        plain = re.sub(r"\\u00([0-9a-f]{2})", r"%\1", plain, flags=re.IGNORECASE)
+        plain = re.sub(r"\\(.)", r"\1", plain)
+        plain = re.sub("%([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), plain, flags=re.IGNORECASE)
+    return "<hidden>" if any(secret in plain for secret in secrets) else text
+
+
+class Believer:
+    """How much of one answer is believed, and what is raised where it is not.
+
+    `is_write` decides the class: nonsense after a read is BadReply, after a write
+    it is Uncertain, because the write may well have been carried out.
+    """
+
+    def __init__(
+        self, is_write: bool, secrets: Sequence[str], status: int, request_id: str | None
+    ) -> None:
+        self._kind = Uncertain if is_write else BadReply
+        self._secrets = secrets
+        self._status = status
+        self._request_id = request_id
+
+    def show(self, text: str) -> str:
+        """The text as it may be shown: cleaned, secrets hidden, bounded."""
+        return shorten(hide(clean(text), self._secrets))
+
+    def doubt(self, why: str) -> Failure:
+        """The error to raise about this answer."""
+        return self._kind(
+            f"the service's answer cannot be used: {why}",
+            http_status=self._status,
+            request_id=self._request_id,
+        )
+
+
+class Reply:
+    """A JSON object from the service. Each field is asked for by name and type:
+    there are no defaults, `True` is no integer, and nothing is invented."""
+
+    def __init__(self, value: object, believer: Believer, name: str = "") -> None:
+        self._believer = believer
+        self._name = name
+        if not isinstance(value, dict):
+            raise believer.doubt(f"{name or 'it'} is not an object")
+        self._fields = value
+
+    def maybe(self, name: str, kind: type[T]) -> T | None:
+        """The field, or None where it is absent or null."""
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if type(value) is not kind:  # isinstance would let True through as an integer
+            raise self._believer.doubt(f"{self._path(name)} has the wrong type")
+        return value
+
+    def need(self, name: str, kind: type[T]) -> T:
+        """The field, which must be there."""
+        value = self.maybe(name, kind)
+        if value is None:
+            raise self._believer.doubt(f"{self._path(name)} is missing")
+        return value
+
+    def maybe_integer(self, name: str) -> int | None:
+        """An integer of at most 64 bits, or None."""
+        value = self.maybe(name, int)
+        if value is not None and abs(value) > MAX_INTEGER:
+            raise self._believer.doubt(f"{self._path(name)} is out of range")
+        return value
+
+    def integer(self, name: str) -> int:
+        """An integer of at most 64 bits."""
+        self.need(name, int)
+        return self.maybe_integer(name) or 0
+
+    def maybe_text(self, name: str) -> str | None:
+        """Text fit to be shown, or None where there is none."""
+        value = self.maybe(name, str)
+        return (self._believer.show(value) or None) if value else None
+
+    def text(self, name: str) -> str:
+        """Text fit to be shown, and not empty."""
+        self.need(name, str)
+        value = self.maybe_text(name)
+        if value is None:
+            raise self._believer.doubt(f"{self._path(name)} is empty")
+        return value
+
+    def token(self, name: str) -> str:
+        """A key, to the letter: visible ASCII or nothing."""
+        value = self.need(name, str)
+        if not is_secret_token(value):
+            raise self._believer.doubt(f"{self._path(name)} is not a key")
+        return value
+
+    def link(self, name: str, allow_loopback: bool) -> tuple[str, Url]:
+        """A web address to the letter: https, or loopback where that is allowed."""
+        value = self.need(name, str)
+        try:
+            if len(value) > 4096 or self._believer.show(value) not in (value, shorten(value)):
+                raise ValueError("not a usable link")
+            url = Url(value)
+        except ValueError:
+            raise self._believer.doubt(f"{self._path(name)} is not a plain web link") from None
+        if url.scheme != "https" and not (allow_loopback and url.is_loopback):
+            raise self._believer.doubt(f"{self._path(name)} is not an https link")
+        return value, url
+
+    def child(self, name: str) -> Reply:
+        """The object in a field."""
+        return Reply(self.need(name, dict), self._believer, self._path(name))
+
+    def children(self, name: str) -> list[Reply]:
+        """The objects in a list."""
+        path = self._path(name)
+        return [Reply(item, self._believer, path) for item in self.need(name, list)]
+
+    def _path(self, name: str) -> str:
+        return f"{self._name}.{name}" if self._name else name
+
+
+class Answer:
+    """Status, headers and whole body of one HTTP response."""
+
+    def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def request_id(self, secrets: Sequence[str]) -> str | None:
+        """The name under which the service's operators can find this call."""
+        ids = (self.headers.get(name) for name in REQUEST_ID_HEADERS)
+        return next((shorten(hide(clean(i), secrets), 100) for i in ids if i), None)
+
+    def retry_after_s(self) -> int | None:
+        """What `Retry-After` asks for, in seconds; None where it says nothing usable."""
+        value = self.headers.get("Retry-After", "").strip()
+        if re.fullmatch("[0-9]{1,9}", value):
+            return int(value)
+        from email.utils import mktime_tz, parsedate_tz
+
+        try:
+            date = parsedate_tz(value)
+            wait_s = mktime_tz(date) - time.time() if date else -1.0
+        except (ValueError, OverflowError, OSError):
+            return None
+        return int(wait_s) + 1 if wait_s >= 0 else None
+
+
+def read_answer(response: http.client.HTTPResponse) -> Answer:
+    """Read a response to its end. Raises IncompleteRead where it was cut short."""
+    from http.client import HTTPException, IncompleteRead
+
+    blocks: list[bytes] = []
+    size = 0
+    while size <= MAX_BODY_BYTES:  # in blocks: a length of 10^14 must not be allocated
+        block = response.read(65536)
+        if not block:
+            break
+        blocks.append(block)
+        size += len(block)
+    else:
+        raise HTTPException("body too large")
+    unframed = response.length is None and not response.chunked and response.status != 204
+    if response.length or (unframed and size == 0):  # read(n) says nothing of a cut body
+        raise IncompleteRead(b"")
+    return Answer(response.status, response.headers, b"".join(blocks))
+
+
+class Exchange:
+    """One request on one connection, in a thread that can be left behind.
+
+    A socket's timeout bounds each `recv`, so a server that drips a byte at a time
+    never trips it, and nothing bounds the name lookup. Joining a daemon thread with
+    a timeout bounds all of it, and needs no signal, so it works on Windows too. The
+    gate makes leaving exact: once left, a request that is not yet sent never will be.
+    """
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> None:
+        import threading
+
+        self._connection = connection
+        self._request = (method, target, body, headers)
+        self._gate = threading.Lock()
+        self._left = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = False
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+
+    def run(self, seconds: float) -> None:
+        """Do it, for `seconds` at the most; then `sent`, `answer` and `error` tell."""
+        end = time.monotonic() + seconds
+        try:
+            self._thread.start()
+            while self._thread.is_alive() and time.monotonic() < end:
+                # short joins: on Windows a join cannot be interrupted by Ctrl-C
+                self._thread.join(max(0.0, min(0.25, end - time.monotonic())))
+        finally:
+            with self._gate:
+                self._left = True
+
+    def _run(self) -> None:
+        try:
+            self._connection.connect()
+            with self._gate:
+                if self._left:
+                    return
+                self.sent = True
+            method, target, body, headers = self._request
+            self._connection.request(method, target, body, headers)
+            self.answer = read_answer(self._connection.getresponse())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._connection.close()
+
+
+def strict_response() -> type[http.client.HTTPResponse]:
+    """A response class for which a line that does not end is a lost connection:
+    http.client takes a reply that is cut off inside its headers for a whole one."""
+    import io
+    from http.client import HTTPResponse, IncompleteRead
+
+    class WholeLines(io.BufferedReader):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            line = super().readline(size)
+            if not line.endswith(b"\n") and not (size and 0 < size <= len(line)):
+                raise IncompleteRead(line)
+            return line
+
+    class StrictResponse(HTTPResponse):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.fp = WholeLines(self.fp.detach())
+
+    return StrictResponse
+
+
+class Proxy:
+    """Where `HTTPS_PROXY` and its kin, or the system's settings, send us."""
+
+    def __init__(self, text: str) -> None:
+        """Raises Usage, without repeating the text: it may hold a password."""
+        from base64 import b64encode
+        from urllib.parse import unquote
+
+        credentials, _, rest = text.rpartition("@")
+        credentials = credentials.partition("://")[2] or credentials
+        try:
+            url = Url(rest if "://" in rest else f"http://{rest}")
+        except ValueError:
+            raise Usage("the proxy setting is not an http://HOST:PORT address") from None
+        self.host = url.host.strip("[]")
+        self.port = url.port
+        self.name = f"{url.host}:{url.port}"
+        self.headers: dict[str, str] = {}
+        if credentials:
+            token = b64encode(unquote(credentials).encode()).decode("ascii")
+            self.headers["Proxy-Authorization"] = f"Basic {token}"
+
+
+def find_proxy(base: Url) -> Proxy | None:
+    """The proxy on the way to `base`; never one for this machine itself, where it
+    would be handed the key in clear text."""
+    if base.is_loopback:
+        return None
+    from urllib.request import getproxies, proxy_bypass  # as everywhere, system settings too
+
+    text = getproxies().get(base.scheme)
+    return Proxy(text) if text and not proxy_bypass(base.authority) else None
+
+
+def open_connection(base: Url, proxy: Proxy | None, timeout_s: float) -> http.client.HTTPConnection:
+    """A connection to the service, not yet opened. Certificates are always verified."""
+    from http.client import HTTPConnection, HTTPSConnection
+
+    host = base.host.strip("[]")
+    near_host, near_port = (proxy.host, proxy.port) if proxy else (host, base.port)
+    connection: HTTPConnection
+    if base.scheme == "https":
+        from ssl import create_default_context
+
+        connection = HTTPSConnection(
+            near_host, near_port, timeout=timeout_s, context=create_default_context()
+        )
+        if proxy:
+            connection.set_tunnel(host, base.port, headers=proxy.headers)
+    else:
+        connection = HTTPConnection(near_host, near_port, timeout=timeout_s)
+    connection.response_class = strict_response()
+    return connection
+
+
+def parse_json(body: bytes) -> object:
+    """The JSON in a body. Raises ValueError for anything that strict JSON is not:
+    NaN, a name given twice (whose amount would count?), or no JSON at all."""
+    import json
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            raise ValueError("a name stands twice")
+        return fields
+
+    try:
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def error_text(body: bytes) -> str:
+    """What an error body says, in any of the shapes in use; empty if it is not JSON."""
+    try:
+        value = parse_json(body)
+    except ValueError:
+        return ""
+    for _ in range(2):
+        if isinstance(value, dict):
+            names = ("error", "message", "detail", "title")
+            value = next((value[name] for name in names if value.get(name)), "")
+    return value if isinstance(value, str) else ""
+
+
+def classify(status: int, is_write: bool) -> tuple[type[Failure], str, str]:
+    """The error that an HTTP status other than 2xx stands for: class, words, hint."""
+    if status in (401, 403):
+        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and for this service?"
+        return Unauthorized, "the service refused the API key", hint
+    if status == 402:
+        return PaymentRequired, "credit is used up", "{ops} topup --amount 10"
+    if status == 429:
+        return Unreachable, "the service asks for fewer calls", "Wait a little, then repeat."
+    if 300 <= status < 400:
+        hint = "Set CACHEFORGE_BASE_URL to the final address of the service."
+        return Refused, "the service answered with a redirect, and none is followed", hint
+    if 400 <= status < 500:
+        return Refused, "the service refused the request", ""
+    if is_write:
+        return Uncertain, "the write was sent, but the service failed to say what it did", ""
+    if status >= 500:
+        return Unreachable, "the service is failing", "Wait a little, then repeat."
+    return BadReply, "the service's answer has a status that means nothing here", ""
+
+
+def judge(answer: Answer, is_write: bool, secrets: Sequence[str], empty_ok: bool = False) -> Reply:
+    """The reply in an answer, or the error of `classify` raised.
+
+    Raises BadReply or Uncertain too, where a 2xx carries no JSON object. With
+    `empty_ok` an empty body counts as an object without fields.
+    """
+    request_id = answer.request_id(secrets)
+    believer = Believer(is_write, secrets, answer.status, request_id)
+    if 200 <= answer.status < 300:
+        if empty_ok and not answer.body:
+            return Reply({}, believer)
+        try:
+            return Reply(parse_json(answer.body), believer)
+        except ValueError:
+            kind = believer.show(answer.headers.get_content_type())
+            size = len(answer.body)
+            raise believer.doubt(f"it is not JSON ({kind}, {size} bytes)") from None
+    kind_of_failure, words, hint = classify(answer.status, is_write)
+    said = believer.show(error_text(answer.body))
+    raise kind_of_failure(
+        f"{words} (HTTP {answer.status}{': ' if said else ''}{said})",
+        hint=hint,
+        http_status=answer.status,
+        request_id=request_id,
+        retry_after_s=answer.retry_after_s(),
+    )
+
+
+def explain(error: BaseException | None, where: str, timeout_s: float) -> str:
+    """Why there is no answer, in our words: exception texts may quote what was sent."""
+    if error is None or type(error).__name__ in ("TimeoutError", "timeout"):  # 3.9's own name
+        return f"no complete answer from {where} within {timeout_s:g} s"
+    if type(error).__name__ == "SSLCertVerificationError":
+        why = getattr(error, "verify_message", "") or "it cannot be verified"
+        return f"the certificate of {where} is not accepted: {clean(str(why))}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"no connection to {where}: {clean(error.strerror)}"
+    return f"the connection to {where} broke before the answer was complete"
+
+
+CERTIFICATE_HINT = (
+    "If a company or private authority signed it, point SSL_CERT_FILE at that authority's"
+    " PEM file (python.org's Python on macOS: run Install Certificates.command first;"
+    " Python 3.13 and later also refuse certificates that break X.509 rules)."
+)
+
+
+def retry_delay_s(attempt: int, asked_s: int | None) -> float:
+    """Seconds before the next try of a read: what the service asked for, or else
+    0.5 s doubling, jittered between half and full so that many clients spread out."""
+    import random
+
+    if asked_s is not None:
+        return float(asked_s)
+    return random.uniform(0.25, 0.5) * (1 << attempt)
+
+
+class Wire:
+    """Requests to one service with one key, within one budget of seconds.
+
+    `wrote` says whether a write has been sent that the service has not refused:
+    from then on, whatever goes wrong is uncertain.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: Sequence[str],
+        timeout_s: float,
+        trace: Callable[[str], None],
+    ) -> None:
+        self._base = Url(settings.base_url)
+        self._secrets = secrets
+        self._headers = {
+            "Authorization": f"Bearer {settings.api_key}",
+            "Accept": "application/json",
+            "User-Agent": f"cacheforge-ops/{__version__}",
+            "Connection": "close",
+        }
+        self._timeout_s = timeout_s
+        self._left_s = timeout_s
+        self._trace = trace
+        self.wrote = False
+
+    def request(
+        self, method: str, path: str, body: Json | None = None, empty_ok: bool = False
+    ) -> Reply:
+        """One account call. A GET is tried up to three times while that can help;
+        anything else is sent once.
+
+        Raises what `judge` raises, Unreachable if nothing came of it, or Uncertain
+        if a write was sent and its answer lost.
+        """
+        attempt = 0
+        while True:
+            try:
+                return self._send_once(method, path, body, empty_ok)
+            except Unreachable as error:
+                attempt += 1
+                repeat = method == "GET" and attempt < READ_ATTEMPTS and error.retryable
+                if not repeat or error.http_status not in (None, *REPEATABLE_STATUSES):
+                    raise
+                pause_s = retry_delay_s(attempt - 1, error.retry_after_s)
+                if pause_s >= self._left_s:
+                    raise
+                time.sleep(pause_s)
+                self._left_s -= pause_s
+
+    def _send_once(self, method: str, path: str, body: Json | None, empty_ok: bool) -> Reply:
+        is_write = method != "GET"
+        exchange, where = self._exchange(method, path, body)
+        began = time.monotonic()
+        try:
+            exchange.run(self._left_s)
+        finally:
+            took_s = time.monotonic() - began
+            self._left_s -= took_s
+            self.wrote = self.wrote or (is_write and exchange.sent)
+        answer = exchange.answer
+        status = answer.status if answer else "no answer"
+        request_id = answer.request_id(self._secrets) if answer else None
+        self._trace(f"{method} {path}: {status}, {took_s * 1000:.0f} ms, id {request_id or '-'}")
+        if answer is None:
+            raise self._no_answer(exchange, where, is_write)
+        try:
+            return judge(answer, is_write, self._secrets, empty_ok)
+        except (Refused, Unauthorized, PaymentRequired, Unreachable):
+            self.wrote = False
+            raise
+
+    def _exchange(self, method: str, path: str, body: Json | None) -> tuple[Exchange, str]:
+        import json
+
+        proxy = find_proxy(self._base)
+        connection = open_connection(self._base, proxy, max(self._left_s, 0.001))
+        headers = dict(self._headers)
+        content = None
+        if body is not None:
+            content = json.dumps(body).encode("ascii")
+            headers["Content-Type"] = "application/json"
+        target = self._base.rest + path
+        where = self._base.authority
+        if proxy:
+            where = f"{where} through the proxy {proxy.name}"
+            if self._base.scheme == "http":
+                target = f"http://{self._base.authority}{target}"
+                headers.update(proxy.headers)
+        return Exchange(connection, method, target, headers, content), where
+
+    def _no_answer(self, exchange: Exchange, where: str, is_write: bool) -> Failure:
+        from http.client import HTTPException, IncompleteRead
+
+        error = exchange.error
+        why = explain(error, where, self._timeout_s)
+        if exchange.sent and is_write:
+            return Uncertain(f"the write was sent and its answer lost: {why}")
+        cut_short = isinstance(error, (IncompleteRead, OSError))
+        if exchange.sent and isinstance(error, (HTTPException, MemoryError)) and not cut_short:
+            return BadReply(f"{where} answers with something that is not HTTP, or too much of it")
+        failure = Unreachable(why, hint="Nothing was changed: it is safe to repeat.")
+        if type(error).__name__ == "SSLCertVerificationError":
+            failure.retryable = False
+            failure.hint = CERTIFICATE_HINT
+        return failure
+
+
+# ── Account: one short method for each endpoint, JSON in, a record out ─────────
+
+
+class AutoTopup(TypedDict):
+    """The rule by which the service charges the saved card by itself."""
+
+    enabled: bool
+    threshold_cents: int | None
+    amount_cents: int | None
+
+
+class Billing(TypedDict):
+    """Credit, and what refills it."""
+
+    balance_microusd: int
+    auto_topup: AutoTopup
+    card_saved: bool
+
+
+class PaymentLink(TypedDict):
+    """A link that a person pays; making one charges nothing."""
+
+    amount_usd: int
+    method: str
+    payment_url: str
+    payment_host: str
+
+
+class Upstream(TypedDict):
+    """The provider that calls are forwarded to."""
+
+    configured: bool
+    kind: str | None
+    base_url: str | None
+
+
+class Key(TypedDict):
+    """An API key, without its secret. `in_use` is None where nobody can tell."""
+
+    id: str
+    prefix: str | None
+    label: str | None
+    created_at: str | None
+    last_used_at: str | None
+    revoked_at: str | None
+    in_use: bool | None
+
+
+class NewKey(TypedDict):
+    """An API key with its secret, which the service shows this once."""
+
+    id: str | None
+    prefix: str | None
+    api_key: str
+
+
+class Tenant(TypedDict):
+    """Whose account it is."""
+
+    id: str
+    name: str | None
+    status: str
+    upstream_configured: bool | None
+    active_keys: int | None
+
+
+class Account:
+    """The account behind one key. Every method may raise what `Wire.request` does."""
+
+    def __init__(self, request: Callable[..., Reply], api_key: str, on_loopback: bool) -> None:
+        self._request = request
+        self._api_key = api_key
+        self._on_loopback = on_loopback
+
+    def billing(self) -> Billing:
+        """The balance in microdollars, the auto top-up rule in cents, the card."""
+        billing = self._request("GET", "/v1/account/billing").child("billing")
+        enabled = billing.need("autoTopupEnabled", bool)
+        cents = billing.integer if enabled else billing.maybe_integer
+        return Billing(
+            balance_microusd=billing.integer("creditBalanceMicrousd"),
+            auto_topup=AutoTopup(
+                enabled=enabled,
+                threshold_cents=cents("autoTopupThresholdCents"),
+                amount_cents=cents("autoTopupAmountCents"),
+            ),
+            card_saved=billing.need("defaultPaymentMethodSet", bool),
+        )
+
+    def make_payment_link(self, amount_usd: int, method: str) -> PaymentLink:
+        """A link to pay `amount_usd` whole dollars by `stripe` (card) or `crypto`."""
+        body = {"amountUsd": amount_usd, "method": method}
+        reply = self._request("POST", "/v1/account/billing/topup", body)
+        link, url = reply.link("paymentUrl", allow_loopback=self._on_loopback)
+        return PaymentLink(
+            amount_usd=amount_usd, method=method, payment_url=link, payment_host=url.authority
+        )
+
+    def set_auto_topup(self, rule: AutoTopup) -> Billing:
+        """Store a rule; the billing state as it is stored after that.
+
+        Raises Uncertain if what is stored is not what was asked for.
+        """
+        body: Json = {"enabled": rule["enabled"]}
+        if rule["enabled"]:
+            body["thresholdCents"] = rule["threshold_cents"]
+            body["amountCents"] = rule["amount_cents"]
+        self._request("PATCH", "/v1/account/billing/auto-topup", body)
+        stored = read_back(self.billing)
+        same = stored["auto_topup"] == rule
+        if not (same or (not rule["enabled"] and not stored["auto_topup"]["enabled"])):
+            raise Uncertain("the service accepted the rule, but what it stores differs")
+        return stored
+
+    def upstream(self) -> Upstream:
+        """The provider as it is set; the service never shows the provider's key."""
+        reply = self._request("GET", "/v1/account/upstream")
+        if not reply.need("configured", bool):
+            return Upstream(configured=False, kind=None, base_url=None)
+        upstream = reply.child("upstream")
+        return Upstream(
+            configured=True,
+            kind=upstream.text("kind"),
+            base_url=upstream.maybe_text("baseUrl"),
+        )
+
+    def set_upstream(
+        self, kind: str | None, base_url: str | None, provider_key: str | None
+    ) -> Upstream:
+        """Store the parts that are given; the provider as it is stored after that.
+
+        Raises Uncertain if what is stored is not what was asked for.
+        """
+        parts = {"kind": kind, "baseUrl": base_url, "apiKey": provider_key}
+        body = {name: value for name, value in parts.items() if value is not None}
+        self._request("POST", "/v1/account/upstream", body)
+        stored = read_back(self.upstream)
+        kept = stored["configured"] and kind in (None, stored["kind"])
+        if base_url is not None:
+            kept = kept and (stored["base_url"] or "").rstrip("/") == base_url.rstrip("/")
+        if not kept:
+            raise Uncertain("the service accepted the provider, but what it stores differs")
+        return stored
+
+    def keys(self) -> list[Key]:
+        """All keys that the service lists, in its order."""
+        items = self._request("GET", "/v1/account/keys").children("keys")
+        return [self._key(item) for item in items]
+
+    def _key(self, item: Reply) -> Key:
+        prefix = item.maybe_text("prefix")
+        return Key(
+            id=item.text("id"),
+            prefix=prefix,
+            label=item.maybe_text("label"),
+            created_at=item.maybe_text("createdAt"),
+            last_used_at=item.maybe_text("lastUsedAt"),
+            revoked_at=item.maybe_text("revokedAt"),
+            in_use=is_prefix_of(prefix, self._api_key),
+        )
+
+    def create_key(self) -> NewKey:
+        """A new key. Its secret is in this answer and never again."""
+        reply = self._request("POST", "/v1/account/keys", {})
+        return NewKey(
+            api_key=reply.token("apiKey"),
+            id=reply.maybe_text("id"),
+            prefix=reply.maybe_text("prefix"),
+        )
+
+    def revoke_key(self, key_id: str) -> None:
+        """End a key for good. `key_id` has passed `is_key_id`."""
+        self._request("POST", f"/v1/account/keys/{key_id}/revoke", {}, empty_ok=True)
+
+    def tenant(self) -> Tenant:
+        """Whose account the key belongs to."""
+        tenant = self._request("GET", "/v1/account/info").child("tenant")
+        return Tenant(
+            id=tenant.text("id"),
+            name=tenant.maybe_text("name"),
+            status=tenant.text("status"),
+            upstream_configured=tenant.maybe("upstreamConfigured", bool),
+            active_keys=tenant.maybe_integer("activeKeys"),
+        )
+
+
+def read_back(read: Callable[[], T]) -> T:
+    """The state after a write. Raises Uncertain where it cannot be read: the write
+    was accepted, but nothing shows what it did."""
+    try:
+        return read()
+    except Failure as error:
+        raise Uncertain(
+            f"the service accepted the change, but it cannot be read back: {error.message}",
+            http_status=error.http_status,
+            request_id=error.request_id,
+        ) from None
+
+
+def is_prefix_of(prefix: str | None, api_key: str) -> bool | None:
+    """Whether a listed prefix, perhaps masked as `cf_ab12...`, is that of `api_key`;
+    None where it is too short to tell one key from another."""
+    shown = re.sub("[.*\u2026]+$", "", prefix or "")
+    return api_key.startswith(shown) if len(shown) > len("cfk_") else None
+
+
+def is_key_id(text: str) -> bool:
+    """Whether `text` can stand in a path as it is, and mean only itself there."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_~:@=+.-]{1,200}", text)) and text.strip(".") != ""
+
+
+# ── Views: a record as a report, a report as text or JSON ──────────────────────
+
+
+class Report:
+    """What one step of a command has to say.
+
+    `data` is the JSON object; in it and in text, `next` is a command line without
+    the program's name. Of the text, `secret` comes first and alone (a key must not be
+    lost to a failing decoration), then `rows`, each a label and a value, then `lines`.
+    `if_lost` is what to say if this report cannot be delivered.
+    """
+
+    def __init__(
+        self,
+        data: Json,
+        *,
+        rows: Sequence[tuple[str, str]] = (),
+        lines: Sequence[str] = (),
+        good: bool | None = None,
+        secret: str = "",
+        if_lost: str = "",
+        exit: int = 0,
+    ) -> None:
+        self.data = data
+        self.rows = rows
+        self.lines = lines
+        self.good = good
+        self.secret = secret
+        self.if_lost = if_lost
+        self.exit = exit
+
+    def as_json(self, program: str) -> str:
+        """One line of compact ASCII JSON."""
+        data = self.data
+        if data.get("next"):
+            data = {**data, "next": f"{program} {data['next']}"}
+        return to_json(data)
+
+    def as_text(self, program: str, color: bool) -> str:
+        """Aligned lines, all but the secret; in colour the first value is the state."""
+        width = max((len(label) for label, _ in self.rows), default=0) + 3
+        lines = [f"{label:{width}}{value}" for label, value in self.rows]
+        if color and self.rows:
+            tint = "" if self.good is None else ";32" if self.good else ";31"
+            label, value = self.rows[0]
+            lines[0] = f"{label:{width}}\x1b[1{tint}m{value}\x1b[0m"
+        lines.extend(self.lines)
+        if self.data.get("next"):
+            lines.append(f"Next: {program} {self.data['next']}")
+        return "".join(line + "\n" for line in lines)
+
+
+def to_json(data: Json) -> str:
+    """Compact ASCII JSON on one line."""
+    import json
+
+    return json.dumps(data, separators=(",", ":"))
+
+
+def yes_no(flag: bool | None) -> str:
+    """A flag in words."""
+    return "unknown" if flag is None else "yes" if flag else "no"
+
+
+def rule_text(rule: AutoTopup) -> str:
+    """An auto top-up rule in words."""
+    if not rule["enabled"]:
+        return "off"
+    amount = cents_text(rule["amount_cents"] or 0)
+    return f"add {amount} when below {cents_text(rule['threshold_cents'] or 0)}"
+
+
+def balance_data(billing: Billing) -> Json:
+    """The fields that every answer about money carries."""
+    return {
+        "balance_microusd": billing["balance_microusd"],
+        "balance_usd": microusd_exact(billing["balance_microusd"]),
+    }
+
+
+def balance_report(billing: Billing) -> Report:
+    """Balance, rule and card; without credit, the way to get some."""
+    funded = billing["balance_microusd"] > 0
+    return Report(
+        {
+            **balance_data(billing),
+            "funded": funded,
+            "auto_topup": billing["auto_topup"],
+            "card_saved": billing["card_saved"],
+            "next": None if funded else "topup --amount 10",
+        },
+        rows=[
+            ("Balance", microusd_text(billing["balance_microusd"])),
+            ("Auto top-up", rule_text(billing["auto_topup"])),
+            ("Saved card", yes_no(billing["card_saved"])),
+        ],
+        good=funded,
+    )
+
+
+def payment_report(link: PaymentLink) -> Report:
+    """A payment link, in a sentence to hand to the payer and alone on its line."""
+    means = {"stripe": "by card", "crypto": "in crypto"}.get(link["method"], link["method"])
+    sentence = (
+        f"Pay {cents_text(link['amount_usd'] * CENTS_PER_USD)} {means} for CacheForge credit"
+        f" at {link['payment_host']}; nothing is charged until you pay:"
+    )
+    return Report(
+        {
+            **link,
+            "message": f"{sentence} {link['payment_url']}",
+            "next": "balance",
+        },
+        lines=[sentence, link["payment_url"]],
+    )
+
+
+def auto_topup_report(billing: Billing) -> Report:
+    """The rule, and whether it charges the card already at the present balance."""
+    rule = billing["auto_topup"]
+    threshold_microusd = (rule["threshold_cents"] or 0) * MICROUSD_PER_CENT
+    charges_now = rule["enabled"] and billing["balance_microusd"] < threshold_microusd
+    rows = [
+        ("Auto top-up", rule_text(rule)),
+        ("Balance", microusd_text(billing["balance_microusd"])),
+        ("Saved card", yes_no(billing["card_saved"])),
+    ]
+    if charges_now:
+        rows.append(("Charges now", "yes, the balance is already below"))
+    return Report(
+        {
+            "auto_topup": rule,
+            **balance_data(billing),
+            "card_saved": billing["card_saved"],
+            "charges_now": charges_now,
+        },
+        rows=rows,
+    )
+
+
+def upstream_report(upstream: Upstream) -> Report:
+    """The provider, without its key."""
+    rows = [("Upstream", upstream["kind"] or "not configured")]
+    if upstream["base_url"]:
+        rows.append(("Base URL", upstream["base_url"]))
+    return Report({**upstream}, rows=rows, good=upstream["configured"])
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned by what a terminal shows: wide characters count two."""
+    widths = [max(map(display_width, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            cell + " " * (width - display_width(cell)) for cell, width in zip(row, widths)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def display_width(text: str) -> int:
+    """Terminal columns that `text` takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def key_note(key: Key) -> str:
+    """What a reader of the list should know of a key beyond its columns."""
+    notes = [key["label"] or ""]
+    if key["in_use"]:
+        notes.append("(in use here)")
+    if key["revoked_at"]:
+        notes.append(f"(revoked {key['revoked_at'][:10]})")
+    return " ".join(note for note in notes if note)
+
+
+def keys_report(keys: list[Key]) -> Report:
+    """All keys, a line each."""
+    heading = ("ID", "Prefix", "Created", "Label")
+    cells = [
+        (key["id"], key["prefix"] or "-", (key["created_at"] or "-")[:10], key_note(key))
+        for key in keys
+    ]
+    return Report({"keys": keys}, lines=table([heading, *cells]) if keys else ["No API keys."])
+
+
+def new_key_report(key: NewKey) -> Report:
+    """A new key: its secret first and alone, then what it is."""
+    name = key["id"] or key["prefix"] or "the newest one"
+    how = f"{{ops}} keys --revoke {key['id']}" if key["id"] else "{ops} keys"
+    return Report(
+        {**key},
+        secret=key["api_key"],
+        lines=[f"New key {name}: store it now, it is not shown again."],
+        if_lost=f"Its secret is lost: revoke {name} and make another. {how}",
+    )
+
+
+def revoked_report(key: Key, already: bool) -> Report:
+    """Which key is gone."""
+    revoked = {"id": key["id"], "prefix": key["prefix"], "label": key["label"]}
+    word = "Already revoked" if already else "Revoked"
+    return Report({"revoked": revoked}, lines=[f"{word}: {key_name(key)}"])
+
+
+def key_name(key: Key) -> str:
+    """A key in words, for questions and answers about it."""
+    details = ", ".join(part for part in (key["prefix"], key["label"]) if part)
+    return f"{key['id']} ({details})" if details else key["id"]
+
+
+def tenant_report(tenant: Tenant, base_url: str, masked_key: str) -> Report:
+    """The tenant, and what this program is set to."""
+    name = f"{tenant['name']} ({tenant['id']})" if tenant["name"] else tenant["id"]
+    keys = tenant["active_keys"]
+    upstream = tenant["upstream_configured"]
+    upstream_text = {None: "unknown", True: "configured", False: "not configured"}[upstream]
+    return Report(
+        {"tenant": tenant, "base_url": base_url, "api_key": masked_key},
+        rows=[
+            ("Tenant", name),
+            ("Status", tenant["status"]),
+            ("Upstream", upstream_text),
+            ("Active keys", "unknown" if keys is None else str(keys)),
+            ("Service", base_url),
+            ("API key", masked_key),
+        ],
+    )
+
+
+# ── Commands: one short function for each verb, yielding reports ────────────────
+
+DEFAULT_THRESHOLD_CENTS = 200
+DEFAULT_AUTO_TOPUP_CENTS = 1000
+OPENAI_BASE_URL = "https://api.openai.com"
+
+
+class Session:
+    """What a command works with. `ask` puts a yes-or-no question to a person, and
+    answers None where there is nobody to ask."""
+
+    def __init__(
+        self, account: Account, settings: Settings, ask: Callable[[str], bool | None]
+    ) -> None:
+        self.account = account
+        self.settings = settings
+        self.ask = ask
+
+
+def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`balance`"""
+    yield balance_report(session.account.billing())
+
+
+def make_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`topup`"""
+    check_cap(args.amount_cents, session.settings, "topup", "whole dollars", "usd")
+    amount_usd = args.amount_cents // CENTS_PER_USD
+    yield payment_report(session.account.make_payment_link(amount_usd, args.method))
+
+
+def check_cap(cents: int, settings: Settings, command: str, unit: str, suffix: str) -> None:
+    """Raises Usage for an amount over the cap, naming the slip that is likely."""
+    cap_cents = settings.max_topup_cents
+    if cents <= cap_cents:
+        return
+    count = cents // CENTS_PER_USD if suffix == "usd" else cents
+    hint = f"{command} counts in {unit}: {count} is {cents_text(cents)}."
+    if suffix == "usd" and count <= cap_cents:
+        hint += f" For {cents_text(count)} write --amount {count}c."
+    raise Usage(
+        f"{cents_text(cents)} is over the cap of {cents_text(cap_cents)} that"
+        " CACHEFORGE_MAX_TOPUP_USD sets",
+        hint=hint,
+    )
+
+
+def show_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`auto-topup`"""
+    forbid(args, ("threshold_cents", "amount_cents"), "--enable")
+    yield auto_topup_report(session.account.billing())
+
+
+def enable_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`auto-topup --enable`"""
+    threshold_cents = args.threshold_cents or DEFAULT_THRESHOLD_CENTS
+    amount_cents = args.amount_cents or DEFAULT_AUTO_TOPUP_CENTS
+    for cents in (threshold_cents, amount_cents):
+        check_cap(cents, session.settings, "auto-topup", "cents", "c")
+    rule = AutoTopup(enabled=True, threshold_cents=threshold_cents, amount_cents=amount_cents)
+    yield auto_topup_report(session.account.set_auto_topup(rule))
+
+
+def disable_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`auto-topup --disable`"""
+    forbid(args, ("threshold_cents", "amount_cents"), "--enable")
+    rule = AutoTopup(enabled=False, threshold_cents=None, amount_cents=None)
+    yield auto_topup_report(session.account.set_auto_topup(rule))
+
+
+def forbid(args: argparse.Namespace, names: Sequence[str], needed: str) -> None:
+    """Raises Usage where an option was given that only means something with `needed`."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            option = "--" + name.replace("_cents", "").replace("_", "-")
+            raise Usage(f"{option} only goes with {needed}; nothing was sent")
+
+
+def show_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`upstream`"""
+    forbid(args, ("kind", "base_url", "api_key"), "--set")
+    yield upstream_report(session.account.upstream())
+
+
+def set_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`upstream --set`"""
+    kind, base_url = args.kind, args.base_url
+    if kind == "openai":  # the API knows the alias only as a custom provider
+        kind, base_url = "custom", base_url or OPENAI_BASE_URL
+    if not (kind or base_url or args.api_key):
+        raise Usage("upstream --set needs --kind, --base-url or --api-key")
+    if kind == "custom" and not base_url:
+        raise Usage("--kind custom needs --base-url, the address of the provider")
+    if base_url:
+        check_service_url(base_url, "--base-url", session.settings.allow_http)
+    yield upstream_report(session.account.set_upstream(kind, base_url, args.api_key))
+
+
+def list_keys(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`keys`"""
+    forbid(args, ("yes", "force"), "--revoke")
+    yield keys_report(session.account.keys())
+
+
+def create_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`keys --create`"""
+    forbid(args, ("yes", "force"), "--revoke")
+    yield new_key_report(session.account.create_key())
+
+
+def revoke_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`keys --revoke KEY_ID`: looked up first, to say which key dies."""
+    keys = session.account.keys()
+    key = next((key for key in keys if key["id"] == args.key_id), None)
+    if key is None:
+        raise Usage("no key has that id; nothing was revoked", hint="{ops} keys")
+    if key["revoked_at"]:
+        yield revoked_report(key, already=True)
+        return
+    if key["in_use"] and not args.force:
+        raise Usage(
+            f"{key_name(key)} is the key that this command runs on; nothing was revoked",
+            hint="Set CACHEFORGE_API_KEY to another key first, or add --force.",
+        )
+    if not args.yes:
+        confirm(session, f"Revoke {key_name(key)} for good?")
+    session.account.revoke_key(key["id"])
+    yield revoked_report(key, already=False)
+
+
+def confirm(session: Session, question: str) -> None:
+    """Raises Usage unless a person says yes."""
+    answer = session.ask(question)
+    if answer is None:
+        raise Usage(f"{question} Nobody can be asked here", hint="Add --yes to mean it.")
+    if not answer:
+        raise Usage("not confirmed: nothing was sent")
+
+
+def show_info(session: Session, args: argparse.Namespace) -> Iterator[Report]:
+    """`info`"""
+    settings = session.settings
+    yield tenant_report(session.account.tenant(), settings.base_url, settings.mask_key())
+
+
+# What to say when a write may have been carried out and its result is not known.
+IF_UNCERTAIN: dict[object, str] = {
+    make_topup: "An unpaid link costs nothing, so it is safe to run topup again.",
+    enable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
+    " (setting the same rule again is safe).",
+    disable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
+    " (disabling again is safe).",
+    set_upstream: "To see what is stored: {ops} upstream (setting the same again is safe).",
+    create_key: "To see whether a key was made: {ops} keys"
+    " (nobody holds its secret: revoke it before you make another).",
+    revoke_key: "To see whether the key is gone: {ops} keys (revoking it again is safe).",
+}
+
+
+# ── Parser: the command line, declared ─────────────────────────────────────────
+
+KINDS = ("openrouter", "anthropic", "custom", "openai")
+METHODS = ("stripe", "crypto")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but it raises Usage, and never repeats what was typed: a mistyped
+    secret would land in a log."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Usage with what argparse says, up to where it quotes."""
+        told = re.split("[\"']", message)[0].rstrip(" :")  # argparse quotes values, we do not
+        if told.endswith("COMMAND: invalid choice"):
+            told = "unknown command"
+        raise Usage(told, hint=f"See {{ops}}{self.prog[len('ops.py') :]} --help")
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """An option's type: one of a few words. (`choices=` would repeat a wrong one.)"""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def whole_dollars(text: str) -> int:
+    """An option's type: whole dollars, as cents."""
+    cents = read_amount(text, "usd")
+    if cents % CENTS_PER_USD:
+        raise argparse.ArgumentTypeError("must be whole dollars, such as 10 or 1000c")
+    return cents
+
+
+def auto_topup_cents(text: str) -> int:
+    """An option's type: cents. A bare number under 100 is taken for dollars by mistake."""
+    cents = read_amount(text, "c")
+    if cents < SMALLEST_AUTO_TOPUP_CENTS:
+        raise argparse.ArgumentTypeError(
+            f"counts in cents, at least 100: {cents} would be {cents_text(cents)};"
+            f" for dollars write {cents}usd"
+        )
+    return cents
+
+
+def read_amount(text: str, bare_unit: str) -> int:
+    """`read_cents` for argparse."""
+    try:
+        return read_cents(text, bare_unit)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(text: str) -> float:
+    """An option's type: a duration."""
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return float(text)
+
+
+def key_id(text: str) -> str:
+    """An option's type: the id of a key."""
+    if not is_key_id(text):
+        raise argparse.ArgumentTypeError("must be a key id as `keys` lists it")
+    return text
+
+
+def provider_key(text: str) -> str:
+    """An option's type: a provider's key."""
+    if not is_secret_token(text):
+        raise argparse.ArgumentTypeError("must be one word of visible ASCII characters")
+    return text
+
+
+class RevokeAction(argparse.Action):
+    """`--revoke KEY_ID` chooses the verb and carries its object."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Note the verb and the key's id."""
+        namespace.run = revoke_key
+        namespace.key_id = values
+
+
+EPILOG = """\
+exit codes:
+  0 done   1 refused, or a nonsense answer: repeating will not help
+  2 bad command line or setting, nothing was sent   3 the API key was refused
+  4 payment required   5 no answer, nothing changed: safe to repeat
+  6 uncertain: a write was sent and its outcome is unknown: look, then decide
+  130 interrupted
+
+environment:
+  CACHEFORGE_API_KEY              the account's key (required)
+  CACHEFORGE_BASE_URL             the service (default https://app.anvil-ai.io)
+  CACHEFORGE_MAX_TOPUP_USD        cap for topup and auto-topup, whole dollars (default 500)
+  CACHEFORGE_ALLOW_INSECURE_HTTP  1 to allow plain http beyond this machine
+  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE, NO_COLOR, FORCE_COLOR as everywhere
+"""
+
+
+def build_parser() -> Parser:
+    """The whole command line. Each verb names its function as `run`."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("common options, before or after the command")
+    group.add_argument("--json", action="store_true", help="one JSON object a line")
+    group.add_argument(
+        "--timeout",
+        type=seconds,
+        dest="timeout_s",
+        metavar="SECONDS",
+        help="the most to spend on the network in all (default 30)",
+    )
+    group.add_argument("--verbose", action="store_true", help="a line per exchange on stderr")
+
+    parser = Parser(
+        prog="ops.py",
+        description="Run a CacheForge account: balance, top-ups, provider and API keys.",
+        epilog=EPILOG,
+        parents=[common],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cacheforge-ops {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: object, help: str, *examples: str) -> Parser:
+        sub: Parser = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog="\n  ".join(["examples:", *(f"ops.py {name}{e}" for e in examples)]),
+            parents=[common],
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    add("balance", show_balance, "show the balance, the auto top-up rule, the saved card", "")
+
+    topup = add(
+        "topup",
+        make_topup,
+        "make a link that a person pays; it charges nothing by itself",
+        " --amount 10",
+        " --amount 25 --method crypto",
+    )
+    topup.add_argument(
+        "--amount",
+        type=whole_dollars,
+        dest="amount_cents",
+        default=10 * CENTS_PER_USD,
+        help="whole dollars, such as 25, 25usd or 2500c (default 10)",
+    )
+    topup.add_argument(
+        "--method",
+        type=one_of(*METHODS),
+        default="stripe",
+        help="stripe (card) or crypto (default stripe)",
+    )
+
+    auto = add(
+        "auto-topup",
+        show_auto_topup,
+        "show or set the rule that charges the saved card by itself",
+        "",
+        " --enable --threshold 200 --amount 1000",
+        " --enable --threshold 2usd --amount 10usd",
+        " --disable",
+    )
+    switch = auto.add_mutually_exclusive_group()
+    switch.add_argument(
+        "--enable", action="store_const", dest="run", const=enable_auto_topup, help="set the rule"
+    )
+    switch.add_argument(
+        "--disable", action="store_const", dest="run", const=disable_auto_topup, help="end it"
+    )
+    auto.add_argument(
+        "--threshold",
+        type=auto_topup_cents,
+        dest="threshold_cents",
+        help="charge when the balance falls below this: cents, or 2usd (default 200)",
+    )
+    auto.add_argument(
+        "--amount",
+        type=auto_topup_cents,
+        dest="amount_cents",
+        help="charge this much at a time: cents, or 10usd (default 1000)",
+    )
+
+    upstream = add(
+        "upstream",
+        show_upstream,
+        "show or set the provider that calls are forwarded to",
+        "",
+        " --set --kind openrouter --api-key sk-or-...",
+        " --set --kind custom --base-url https://llm.example.com",
+    )
+    upstream.add_argument(
+        "--set", action="store_const", dest="run", const=set_upstream, help="set what is given"
+    )
+    upstream.add_argument("--kind", type=one_of(*KINDS), help=f"the provider: {', '.join(KINDS)}")
+    upstream.add_argument("--base-url", metavar="URL", help="its address")
+    upstream.add_argument("--api-key", type=provider_key, metavar="KEY", help="its key")
+
+    keys = add(
+        "keys",
+        list_keys,
+        "list, make or revoke API keys",
+        "",
+        " --create",
+        " --revoke KEY_ID --yes",
+    )
+    verb = keys.add_mutually_exclusive_group()
+    verb.add_argument(
+        "--create",
+        action="store_const",
+        dest="run",
+        const=create_key,
+        help="make a key; it is shown this once",
+    )
+    verb.add_argument(
+        "--revoke", action=RevokeAction, type=key_id, metavar="KEY_ID", help="end a key for good"
+    )
+    keys.add_argument("--yes", action="store_true", help="with --revoke: do not ask")
+    keys.add_argument("--force", action="store_true", help="with --revoke: even the key in use")
+
+    add("info", show_info, "show the tenant, and what this program is set to", "")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line as a namespace. Raises Usage."""
+    defaults = argparse.Namespace(json=False, verbose=False, timeout_s=DEFAULT_TIMEOUT_S)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv, defaults)
+    if unknown:
+        place = f" (word {argv.index(unknown[0]) + 1})" if unknown[0] in argv else ""
+        raise Usage(f"unknown argument{place}", hint=f"See {{ops}} {args.command} --help")
+    return args
+
+
+# ── main: the only room that prints, reads the environment or exits ────────────
+
+
+class Undelivered(Exception):
+    """Standard output did not take a report."""
+
+
+class Console:
+    """Standard output for results, standard error for everything else."""
+
+    def __init__(self, as_json: bool, program: str, environ: Mapping[str, str]) -> None:
+        self._as_json = as_json
+        self._program = program
+        self._color = wants_color(environ)
+        self.secrets: list[str] = []
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a name in Japanese must not end in a crash
+                stream.reconfigure(errors="backslashreplace")
+
+    def deliver(self, report: Report) -> None:
+        """Print a report, flushed. Raises Undelivered."""
+        try:
+            if self._as_json:
+                self._write(report.as_json(self._program) + "\n")
+                return
+            if report.secret:
+                self._write(report.secret + "\n")
+            self._write(report.as_text(self._program, self._color))
+        except (OSError, ValueError) as error:
+            raise Undelivered(getattr(error, "strerror", None) or "it is closed") from None
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def fail(self, error: Failure) -> None:
+        """Print an error as two lines or one JSON object."""
+        hint = error.hint.replace("{ops}", self._program)
+        if self._as_json:
+            self.note(
+                to_json(
+                    {
+                        "error": {
+                            "code": error.code,
+                            "message": hide(error.message, self.secrets),
+                            "exit": error.exit,
+                            "http_status": error.http_status,
+                            "request_id": error.request_id,
+                            "retryable": error.retryable,
+                            "retry_after_seconds": error.retry_after_s,
+                            "hint": hide(hint, self.secrets) or None,
+                        }
+                    }
+                )
+            )
+            return
+        request = f" [request {error.request_id}]" if error.request_id else ""
+        self.note(hide(f"{error.code}: {error.message}{request}", self.secrets))
+        if hint:
+            label = "Next: " if error.hint.startswith("{ops}") else ""
+            self.note(hide(label + hint, self.secrets))
+
+    @staticmethod
+    def note(line: str) -> None:
+        """A line on standard error; if that is gone, so is the line."""
+        try:
+            if sys.stderr is not None:  # print(file=None) would fall back to stdout
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+
+def wants_color(environ: Mapping[str, str]) -> bool:
+    """The usual rules: NO_COLOR wins, FORCE_COLOR insists, else a capable terminal."""
+    if environ.get("NO_COLOR"):
+        return False
+    if environ.get("FORCE_COLOR"):
+        return True
+    capable = environ.get("TERM") != "dumb" and os.name != "nt"
+    return capable and sys.stdout is not None and sys.stdout.isatty()
+
+
+def ask(question: str) -> bool | None:
+    """Ask a person on the terminal; None where there is none."""
+    if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return None
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def check_stdout() -> None:
+    """Raises Usage where nothing could be delivered: better before a key is made."""
+    if sys.stdout is None or sys.stdout.closed:
+        raise Usage("standard output is closed: nothing could be shown, so nothing was sent")
+    import select
+
+    try:
+        descriptor = sys.stdout.fileno()
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(descriptor, 0)
+            broken = select.POLLERR | select.POLLNVAL
+            if any(event & broken for _, event in poll.poll(0)):
+                raise Usage("nobody reads standard output, so nothing was sent")
+    except (OSError, ValueError):
+        return  # not a descriptor: a test's buffer, say
+
+
+def this_program() -> str:
+    """The words that start this program, as they can be pasted into a shell."""
+    python = "python" if os.name == "nt" else "python3"
+    path = sys.argv[0]
+    if not re.fullmatch(r"[A-Za-z0-9_./\\:~-]+", path):
+        import shlex
+
+        path = f'"{path}"' if os.name == "nt" else shlex.quote(path)
+    return f"{python} {path}"
+
+
+def run(args: argparse.Namespace, console: Console, environ: Mapping[str, str]) -> int:
+    """Carry out one parsed command; its exit code. Raises Failure."""
+    settings = Settings(environ)
+    console.secrets = [settings.api_key]
+    if getattr(args, "api_key", None):
+        console.secrets.append(args.api_key)
+    check_stdout()
+
+    def trace(line: str) -> None:
+        if args.verbose:
+            console.note(line)
+
+    wire = Wire(settings, console.secrets, args.timeout_s, trace)
+    account = Account(wire.request, settings.api_key, Url(settings.base_url).is_loopback)
+    exit_code, if_lost = 0, ""
+    try:
+        for report in args.run(Session(account, settings, ask), args):
+            if_lost = report.if_lost
+            console.deliver(report)
+            exit_code = report.exit
+    except Undelivered as error:
+        if not wire.wrote:
+            raise Failure(f"standard output did not take the answer: {error}") from None
+        raise Uncertain(
+            f"it is done, but standard output did not take the result: {error}",
+            hint=if_lost or IF_UNCERTAIN[args.run],
+        ) from None
+    except Failure as error:
+        if isinstance(error, Uncertain):
+            error.hint = error.hint or IF_UNCERTAIN[args.run]
+        raise
+    except BaseException as error:
+        raise unfinished(error, wire.wrote, if_lost or IF_UNCERTAIN.get(args.run, "")) from None
+    return exit_code
+
+
+def unfinished(error: BaseException, wrote: bool, if_wrote: str) -> Failure:
+    """The failure that a signal, or a mistake of ours, amounts to."""
+    if isinstance(error, KeyboardInterrupt):
+        if wrote:
+            return Interrupted("interrupted; the write may have been carried out", hint=if_wrote)
+        return Interrupted("interrupted; nothing was changed")
+    kind = Uncertain if wrote else Failure
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    line = trace.tb_lineno if trace else 0
+    return kind(
+        f"a mistake in this program: {type(error).__name__} at line {line}",
+        hint=if_wrote if wrote else "Please report it.",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit code. Never raises."""
+    argv = sys.argv[1:] if argv is None else argv
+    console = Console("--json" in argv, this_program(), os.environ)
+    try:
+        try:
+            return run(parse(argv), console, os.environ)
+        except Failure:
+            raise
+        except SystemExit as done:  # --help and --version
+            Console._write("")
+            return int(done.code or 0)
+        except BaseException as error:
+            raise unfinished(error, False, "") from None
+    except Failure as error:
+        console.fail(error)
+        return error.exit
+    except KeyboardInterrupt:
+        return Interrupted.exit
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

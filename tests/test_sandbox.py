@@ -1,0 +1,207 @@
+"""The sandbox: honest enough to be anybody's mock, and easy to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unittest
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from support import DEFAULT_KEY, PATIENCE_S, ROOT, Result, SandboxTest, base_env
+
+SCRIPT = str(ROOT / "tests" / "sandbox.py")
+
+
+def run_sandbox(*argv: str) -> Result:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *argv],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        env=base_env(),
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+class Wire(SandboxTest):
+    """Spoken to by urllib, a client that was never written for it."""
+
+    def call(
+        self, method: str, path: str, body: object = None, key: str = DEFAULT_KEY
+    ) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            self.box.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                status, content = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, content = error.code, error.read()
+        return status, json.loads(content)
+
+    def page(self, url: str, method: str = "GET") -> str:
+        request = urllib.request.Request(url, method=method)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.read().decode()  # type: ignore[no-any-return]
+
+    def pay_link(self, amount_usd: int = 10, method: str = "stripe") -> str:
+        body = {"amountUsd": amount_usd, "method": method}
+        status, reply = self.call("POST", "/v1/account/billing/topup", body)
+        self.assertEqual(status, 200)
+        return reply["paymentUrl"]  # type: ignore[no-any-return]
+
+    def test_the_key_is_checked(self) -> None:
+        for key in ("", "cf_wrong", DEFAULT_KEY + "x"):
+            status, reply = self.call("GET", "/v1/account/billing", key=key)
+            self.assertEqual(status, 401)
+            self.assertIn("message", reply["error"])
+
+    def test_paying_credits_once_however_often_it_is_pressed(self) -> None:
+        link = self.pay_link(25)
+        page = self.page(link)
+        for part in ("$25.00", "by card", "<button>Pay $25.00"):
+            self.assertIn(part, page)
+        for _ in range(3):
+            self.assertIn("Paid", self.page(link, "POST"))
+        self.assertEqual(self.box.books.balance_microusd, 37_340_000)
+        self.assertNotIn("<button>", self.page(link))
+
+    def test_a_card_payment_saves_the_card_and_crypto_does_not(self) -> None:
+        self.page(self.pay_link(10, "crypto"), "POST")
+        self.assertFalse(self.box.books.card_saved)
+        self.page(self.pay_link(10, "stripe"), "POST")
+        self.assertTrue(self.box.books.card_saved)
+
+    def test_bad_topups_are_refused(self) -> None:
+        bodies: tuple[object, ...] = (
+            {"amountUsd": 9, "method": "stripe"},
+            {"amountUsd": True, "method": "stripe"},
+            {"amountUsd": 10.5, "method": "stripe"},
+            {"amountUsd": 10, "method": "cash"},
+            {},
+            [],
+        )
+        for body in bodies:
+            self.assertEqual(self.call("POST", "/v1/account/billing/topup", body)[0], 400)
+
+    def test_auto_topup_refills_when_usage_takes_the_balance_below(self) -> None:
+        rule = {"enabled": True, "thresholdCents": 1234, "amountCents": 1000}
+        path = "/v1/account/billing/auto-topup"
+        self.assertEqual(self.call("PATCH", path, rule)[0], 400)
+        self.save_card()
+        self.assertEqual(self.call("PATCH", path, rule)[0], 200)
+        self.call("POST", "/v1/chat/completions", {})
+        self.assertEqual(self.box.books.balance_microusd, 12_340_000 - 20_000 + 10_000_000)
+
+    def test_keys_are_shown_once_and_die_when_revoked(self) -> None:
+        _, made = self.call("POST", "/v1/account/keys", {})
+        _, listed = self.call("GET", "/v1/account/keys")
+        self.assertNotIn(made["apiKey"], json.dumps(listed))
+        self.assertEqual(listed["keys"][1]["prefix"], made["prefix"])
+        self.assertEqual(self.call("GET", "/v1/account/info", key=made["apiKey"])[0], 200)
+        self.assertEqual(self.call("POST", f"/v1/account/keys/{made['id']}/revoke", {})[0], 200)
+        self.assertEqual(self.call("GET", "/v1/account/info", key=made["apiKey"])[0], 401)
+
+    def test_the_provider_is_shown_without_its_key(self) -> None:
+        parts = {"kind": "openrouter", "apiKey": "sk-or-secret"}
+        self.assertEqual(self.call("POST", "/v1/account/upstream", parts)[0], 200)
+        _, reply = self.call("GET", "/v1/account/upstream")
+        self.assertEqual(reply, {"configured": True, "upstream": {"kind": "openrouter"}})
+
+    def test_the_gateway_answers_402_once_credit_is_used_up(self) -> None:
+        self.box.books.credit("spent", -12_330_000)
+        status, reply = self.call("POST", "/v1/chat/completions", {"model": "m"})
+        self.assertEqual((status, reply["choices"][0]["finish_reason"]), (200, "stop"))
+        self.assertEqual(self.call("POST", "/v1/chat/completions", {})[0], 402)
+        self.assertEqual(self.call("GET", "/v1/account/billing")[0], 200)
+
+    def test_unknown_paths_and_methods(self) -> None:
+        self.assertEqual(self.call("GET", "/v1/account/nothing")[0], 404)
+        self.assertEqual(self.call("PUT", "/v1/account/billing", {})[0], 405)
+
+
+class CommandLine(unittest.TestCase):
+    def test_it_runs_ops_against_a_fresh_account(self) -> None:
+        result = run_sandbox("--balance", "-1.50", "balance")
+        self.assertEqual((result.exit, result.err), (0, ""))
+        self.assertIn("-$1.50", result.out)
+
+    def test_the_exit_code_is_that_of_the_command(self) -> None:
+        self.assertEqual(run_sandbox("balance", "--wat").exit, 2)
+        program = "import sys; sys.exit(7)"
+        self.assertEqual(run_sandbox("--exec", sys.executable, "-c", program).exit, 7)
+
+    def test_exec_sets_both_variables(self) -> None:
+        program = (
+            "from os import environ as e\n"
+            "print(e['CACHEFORGE_BASE_URL'][:7], len(e['CACHEFORGE_API_KEY']))"
+        )
+        result = run_sandbox("--key", "cf_mine", "--exec", sys.executable, "-c", program)
+        self.assertEqual(result.out, "http:// 7\n")
+
+    def test_an_unknown_program_is_a_clear_error(self) -> None:
+        result = run_sandbox("--exec", str(Path("no") / "such" / "program"))
+        self.assertEqual(result.exit, 127)
+        self.assertNotIn("Traceback", result.err)
+
+    def test_its_help_explains_itself(self) -> None:
+        for option in ("--balance", "--pay-after", "--key", "--serve", "--exec", "--port"):
+            self.assertIn(option, run_sandbox("--help").out)
+
+    def test_bad_options_exit_2(self) -> None:
+        for argv in ((), ("--balance", "ten", "balance"), ("--serve", "balance")):
+            result = run_sandbox(*argv)
+            self.assertEqual(result.exit, 2)
+            self.assertNotIn("Traceback", result.err)
+
+    def test_serve_prints_two_exports_logs_and_frees_its_port_on_ctrl_c(self) -> None:
+        child = subprocess.Popen(
+            [sys.executable, SCRIPT, "--serve"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=base_env(),
+            text=True,
+        )
+        assert child.stdout and child.stderr
+        exports = [child.stdout.readline() for _ in range(2)]
+        self.assertRegex(exports[0], r"^export CACHEFORGE_BASE_URL=http://127\.0\.0\.1:\d+\n$")
+        self.assertEqual(exports[1], f"export CACHEFORGE_API_KEY={DEFAULT_KEY}\n")
+        port = int(exports[0].rsplit(":", 1)[1])
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/account/info", timeout=10)
+        caught.exception.close()
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=PATIENCE_S)
+        self.assertEqual((child.returncode, out), (0, ""))
+        self.assertIn("GET /v1/account/info 401", err)
+        self.assertNotIn("Traceback", err)
+        with socket.socket() as probe:
+            self.assertNotEqual(probe.connect_ex(("127.0.0.1", port)), 0)
+
+    def test_somebody_pays_each_link_after_a_while(self) -> None:
+        program = (
+            "import os, subprocess, sys, time, json\n"
+            f"ops = [sys.executable, {str(ROOT / 'skills/cacheforge-ops/ops.py')!r}]\n"
+            "subprocess.run([*ops, 'topup'], stdout=subprocess.DEVNULL, check=True)\n"
+            "end = time.monotonic() + 30\n"
+            "while time.monotonic() < end:\n"
+            "    out = subprocess.run([*ops, 'balance', '--json'], stdout=-1, check=True).stdout\n"
+            "    if json.loads(out)['funded']: sys.exit(0)\n"
+            "sys.exit(1)\n"
+        )
+        began = time.monotonic()
+        argv = ("--balance", "0", "--pay-after", "0.5", "--exec", sys.executable, "-c", program)
+        self.assertEqual(run_sandbox(*argv).exit, 0)
+        self.assertGreaterEqual(time.monotonic() - began, 0.5)
