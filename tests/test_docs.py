@@ -1,0 +1,163 @@
+"""The documents: every command line they show is run, so that none goes stale."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import unittest
+from collections.abc import Iterator
+
+from support import PATIENCE_S, ROOT, SKILL, SandboxTest, base_env, call_ops, ops
+
+PAGES = {page.name: page.read_text("utf-8") for page in (ROOT / "README.md", SKILL / "SKILL.md")}
+EXITS = ("0", "1", "2", "3", "4", "5", "6", "130")
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The arguments of every `ops.py ...` in a page, spelled with a path or without."""
+    for match in re.finditer(r"(?:^|[ `/])ops\.py ([a-z-]+(?: [^\s`|#]+)*)", text, re.MULTILINE):
+        yield match[1].split()
+
+
+def help_text(*argv: str) -> str:
+    result = call_ops(*argv, "--help")
+    assert result.exit == 0, result
+    return result.out
+
+
+class CommandLines(SandboxTest):
+    def runs(self, argv: list[str]) -> None:
+        self.save_card()
+        self.ops("keys", "--create")
+        spoken = [
+            {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}.get(word, word) for word in argv
+        ]
+        result = self.ops(*spoken)
+        self.assertEqual(result.exit, 0, f"{argv}\n{result}")
+
+    def test_those_of_the_pages_run(self) -> None:
+        for name, text in PAGES.items():
+            lines = list(command_lines(text))
+            self.assertGreater(len(lines), 5, name)
+            for argv in lines:
+                with self.subTest(page=name, argv=argv):
+                    self.setUp()
+                    self.runs(argv)
+                    self.doCleanups()
+
+    def test_those_of_the_help_run(self) -> None:
+        for command in ("balance", "topup", "auto-topup", "upstream", "keys", "info"):
+            lines = list(command_lines(help_text(command).partition("examples:")[2]))
+            self.assertTrue(lines, command)
+            for argv in lines:
+                with self.subTest(argv=argv):
+                    self.setUp()
+                    self.runs(argv)
+                    self.doCleanups()
+
+
+class Agreement(unittest.TestCase):
+    def test_pages_and_help_name_every_exit_code_and_variable(self) -> None:
+        source = (SKILL / "ops.py").read_text("utf-8")
+        variables = set(re.findall(r'environ\.get\("(\w+)"', source)) - {"TERM"}
+        self.assertGreaterEqual(len(variables), 6)
+        for name, text in {**PAGES, "--help": help_text()}.items():
+            for variable in variables:
+                self.assertIn(variable, text, name)
+        for name, text in PAGES.items():
+            codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
+            self.assertEqual(tuple(codes), EXITS, name)
+
+    def test_the_version_stands_in_the_skill(self) -> None:
+        self.assertIn(f'version: "{ops.__version__}"\n', PAGES["SKILL.md"])
+        self.assertEqual(call_ops("--version").out, f"cacheforge-ops {ops.__version__}\n")
+
+    def test_every_command_and_option_is_in_the_help(self) -> None:
+        text = help_text()
+        for command in ("balance", "topup", "auto-topup", "upstream", "keys", "info"):
+            self.assertIn(command, text)
+            for option in ("--json", "--timeout", "--verbose"):
+                self.assertIn(option, help_text(command))
+
+
+class Skill(unittest.TestCase):
+    head = PAGES["SKILL.md"].split("---\n")[1]
+
+    def test_the_front_matter_has_the_five_keys_of_the_specification(self) -> None:
+        keys = re.findall(r"^([a-z-]+):", self.head, re.MULTILINE)
+        self.assertEqual(keys, ["name", "description", "license", "compatibility", "metadata"])
+        self.assertIn(f"name: {SKILL.name}\n", self.head)
+
+    def test_the_description_is_quoted_short_and_without_angle_brackets(self) -> None:
+        match = re.search(r'^description: "([^"<>]+)"$', self.head, re.MULTILINE)
+        assert match
+        self.assertLess(len(match[1]), 500)
+        for word in ("balance", "402", "Use "):
+            self.assertIn(word, match[1][:160])
+
+
+class Readme(unittest.TestCase):
+    def first_commands(self) -> list[str]:
+        return re.findall(r"^\$ (python3 .*)$", PAGES["README.md"], re.MULTILINE)[:2]
+
+    def test_the_first_two_commands_are_the_promised_ones(self) -> None:
+        self.assertEqual(
+            self.first_commands(),
+            ["python3 tests/sandbox.py balance", "python3 -m unittest discover -s tests"],
+        )
+
+    def test_the_shown_output_is_the_real_one(self) -> None:
+        shown = re.findall(
+            r"^\$ python3 (tests/sandbox\.py .*)\n((?:(?!```).*\n)*)```",
+            PAGES["README.md"],
+            re.MULTILINE,
+        )
+        self.assertGreaterEqual(len(shown), 3)
+        for command, expected in shown:
+            done = subprocess.run(
+                [sys.executable, *command.split()],
+                cwd=ROOT,
+                env=base_env(),
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            self.assertEqual(plain(done.stdout), plain(expected), command)
+
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_the_ci_snippet_runs(self) -> None:
+        import shutil
+        import tempfile
+
+        snippet = re.search(
+            r"```bash\n(python3 tests/sandbox.py --serve.*?)```", PAGES["README.md"], re.DOTALL
+        )
+        assert snippet
+        if not shutil.which("bash") or not shutil.which("curl"):
+            self.skipTest("needs bash and curl")
+        script = snippet[1].replace("--port 8402", "").replace("python3 ", f"{sys.executable} ")
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("tests", "skills"):
+                os.symlink(ROOT / name, os.path.join(folder, name))
+            done = subprocess.run(
+                ["bash", "-em", "-c", script],
+                cwd=folder,
+                env=base_env(),
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        self.assertEqual(done.returncode, 0, done)
+        self.assertIn('"balance_microusd":12340000', done.stdout)
+        self.assertIn('"tn_sandbox"', done.stdout)
+
+
+def plain(text: str) -> str:
+    """Output without what differs from run to run: ports, tokens, folders."""
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
+    text = re.sub(r"/pay/\w+", "/pay/TOKEN", text)
+    return re.sub(r"python3 \S*ops\.py", "python3 ops.py", text)
