@@ -207,7 +207,7 @@ class Service:
     def __init__(self, books: Books, make_url: Callable[[str], str]) -> None:
         self.books = books
         self._make_url = make_url
-        self.on_link: Callable[[Link], None] = lambda link: None
+        self.on_link: Callable[[Link], object] = lambda link: None
 
     def answer(self, method: str, path: str, body: Any) -> object:
         """Answer one authorized call. Raises Problem."""

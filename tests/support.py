@@ -70,13 +70,28 @@ def run_ops(*argv: str, stdin: bytes = b"", **env: str) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def call_ops(*argv: str, **env: str) -> Result:
+class QuickConsole(ops.Console):
+    """The real console on a clock that jumps instead of waiting."""
+
+    slept_s = 0.0
+
+    def now(self) -> float:
+        """The real time, plus all that was slept."""
+        return super().now() + self.slept_s
+
+    def sleep(self, seconds: float) -> None:
+        """Jump."""
+        self.slept_s += seconds
+
+
+def call_ops(*argv: str, stdin: str = "", **env: str) -> Result:
     """Call ops.py's `main` in this process: the same road, without the start."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, base_env(**env), clear=True))
         stack.enter_context(mock.patch.object(sys, "argv", [str(OPS), *argv]))
-        stack.enter_context(mock.patch.object(sys, "stdin", io.StringIO()))
+        stack.enter_context(mock.patch.object(sys, "stdin", io.StringIO(stdin)))
+        stack.enter_context(mock.patch.object(ops, "Console", QuickConsole))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         exit_code = ops.main(list(argv))
@@ -95,23 +110,23 @@ class SandboxTest(unittest.TestCase):
         self.addCleanup(stack.close)
         self.box = stack.enter_context(Sandbox(self.balance_usd))
 
-    def ops(self, *argv: str, **env: str) -> Result:
+    def ops(self, *argv: str, stdin: str = "", **env: str) -> Result:
         """Call ops.py against the sandbox."""
-        return call_ops(*argv, **{**self.box.env, **env})
+        return call_ops(*argv, stdin=stdin, **{**self.box.env, **env})
 
     def process(self, *argv: str, stdin: bytes = b"", **env: str) -> Result:
         """Run ops.py against the sandbox as a process."""
         return run_ops(*argv, stdin=stdin, **{**self.box.env, **env})
 
-    def ok(self, *argv: str, **env: str) -> Result:
+    def ok(self, *argv: str, stdin: str = "", **env: str) -> Result:
         """Run ops.py against the sandbox; it must succeed and say nothing on stderr."""
-        result = self.ops(*argv, **env)
+        result = self.ops(*argv, stdin=stdin, **env)
         self.assertEqual((result.exit, result.err), (0, ""), result)
         return result
 
-    def fails(self, exit_code: int, *argv: str, **env: str) -> Result:
+    def fails(self, exit_code: int, *argv: str, stdin: str = "", **env: str) -> Result:
         """Run ops.py against the sandbox; it must fail like this, with an empty stdout."""
-        result = self.ops(*argv, **env)
+        result = self.ops(*argv, stdin=stdin, **env)
         self.assertEqual((result.exit, result.out), (exit_code, ""), result)
         self.assertNotEqual(result.err, "")
         self.assertNotIn("Traceback", result.err)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 from collections.abc import Iterator
 
@@ -27,14 +29,23 @@ def help_text(*argv: str) -> str:
     return result.out
 
 
+STAND_INS = {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}
+
+
 class CommandLines(SandboxTest):
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
     def runs(self, argv: list[str]) -> None:
         self.save_card()
         self.ops("keys", "--create")
-        spoken = [
-            {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}.get(word, word) for word in argv
-        ]
-        result = self.ops(*spoken)
+        self.box.service.on_link = self.box.books.pay
+        spoken = [STAND_INS.get(word, word) for word in argv]
+        spoken[-1] = spoken[-1].replace("new.key", os.path.join(self.folder, "new.key"))
+        result = self.ops(*spoken, OPENROUTER_API_KEY="sk-or-v1-abcdef")
         self.assertEqual(result.exit, 0, f"{argv}\n{result}")
 
     def test_those_of_the_pages_run(self) -> None:
@@ -129,9 +140,6 @@ class Readme(unittest.TestCase):
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_the_ci_snippet_runs(self) -> None:
-        import shutil
-        import tempfile
-
         snippet = re.search(
             r"```bash\n(python3 tests/sandbox.py --serve.*?)```", PAGES["README.md"], re.DOTALL
         )

@@ -61,9 +61,12 @@ class Reading(unittest.TestCase):
             with self.assertRaises(ValueError, msg=text):
                 ops.read_cents(text, "usd")
 
-    def test_zero_names_the_unquoted_dollar_sign(self) -> None:
-        with self.assertRaisesRegex(ValueError, r"unquoted \$10"):
-            ops.read_cents("0", "usd")
+    def test_dollars_may_have_two_decimals_where_that_is_allowed(self) -> None:
+        for text, cents in (("2.50", 250), ("0", 0), ("12.05usd", 1205), ("250c", 250)):
+            self.assertEqual(ops.read_cents(text, "usd", decimals=True), cents)
+        for text in ("2.5", "2.505", ".50", "2.", "250.00c", "1,000"):
+            with self.assertRaises(ValueError, msg=text):
+                ops.read_cents(text, "usd", decimals=True)
 
     def test_a_dollar_sign_is_refused_with_the_reason(self) -> None:
         with self.assertRaisesRegex(ValueError, "dollar sign"):

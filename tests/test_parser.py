@@ -24,6 +24,7 @@ class BadInput(SandboxTest):
             self.refused("auto-topup", "--enable", f"--amount={amount}", says="--amount")
             self.refused("auto-topup", "--enable", f"--threshold={amount}", says="--threshold")
         self.refused("topup", "--amount", "1050c", says="whole dollars")
+        self.refused("topup", "--amount", "0", says="unquoted $10")
 
     def test_amounts_over_the_cap_name_the_variable_and_the_likely_slip(self) -> None:
         says = "CACHEFORGE_MAX_TOPUP_USD"
@@ -62,25 +63,40 @@ class BadInput(SandboxTest):
         self.refused("upstream", "--kind", "openrouter", says="--set")
         self.refused("keys", "--yes", says="--revoke")
         self.refused("keys", "--create", "--force", says="--revoke")
+        self.refused("keys", "--save", "new.key", says="--create")
+        self.refused("keys", "--revoke", "key_1", "--save", "new.key", says="--create")
+
+    def test_a_dry_run_of_a_read_is_no_silent_no_op(self) -> None:
+        for command in ("balance", "info", "auto-topup", "upstream", "keys"):
+            self.refused(command, "--dry-run")
 
     def test_contradictions(self) -> None:
         self.refused("auto-topup", "--enable", "--disable", says="not allowed with")
         self.refused("keys", "--create", "--revoke", "key_1", says="not allowed with")
+        self.refused(
+            "upstream", "--set", "--api-key", "-", "--api-key-env", "X", says="not allowed"
+        )
 
     def test_upstream_with_too_little(self) -> None:
         self.refused("upstream", "--set", says="needs --kind")
         self.refused("upstream", "--set", "--kind", "custom", says="--base-url")
         self.refused("upstream", "--set", "--base-url", "http://llm.example.com", says="http")
         self.refused("upstream", "--set", "--base-url", "https://u:p@llm.example.com")
-        self.refused("upstream", "--set", "--api-key", "", says="--api-key")
+        for key in ("", " ", "sk or", "sk\nor", "schlüssel"):
+            self.refused("upstream", "--set", f"--api-key={key}", says="--api-key")
 
     def test_key_ids(self) -> None:
         for key_id in ("", "a/b", "..", "a\nb", "a b", "a?b", "a#b", "a%2fb", "ä", "\x1b[1m"):
             self.refused("keys", f"--revoke={key_id}", "--yes", says="key id")
 
-    def test_timeouts(self) -> None:
+    def test_durations(self) -> None:
         for value in ("0", "-1", "nan", "inf", "1e3", "", "soon"):
             self.refused("balance", f"--timeout={value}", says="--timeout")
+            self.refused("balance", f"--wait={value}", says="--wait")
+
+    def test_least_balances(self) -> None:
+        for value in ("-1", "2.5", "1e3", "", "$5", "1,000"):
+            self.refused("balance", f"--min={value}", says="--min")
 
 
 class NothingTypedIsRepeated(SandboxTest):
@@ -96,6 +112,7 @@ class NothingTypedIsRepeated(SandboxTest):
             ("upstream", secret),
             (secret,),
             (f"--{secret}", "balance"),
+            ("upstream", "--set", "--api-key-env", secret),
             ("topup", "--amount", secret),
             ("topup", "--method", f"it's {secret}"),
             ("keys", "--revoke", secret, "--yes"),

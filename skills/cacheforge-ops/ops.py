@@ -36,7 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs a tenth of a start; only the type checker needs it
     import http.client
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Any, NoReturn, TypedDict, TypeVar
+    from typing import Any, NoReturn, Protocol, TypedDict, TypeVar
 
     T = TypeVar("T")
     Json = dict[str, Any]
@@ -157,22 +157,21 @@ def microusd_exact(microusd: int) -> str:
     return f"{'-' if microusd < 0 else ''}{dollars}.{decimals}"
 
 
-def read_cents(text: str, bare_unit: str) -> int:
+def read_cents(text: str, bare_unit: str, decimals: bool = False) -> int:
     """Read `10`, `10usd` or `1000c` as US cents; a bare number counts in `bare_unit`.
 
-    Raises ValueError with a reason that does not repeat the text. Digits are ASCII
-    digits only: `int` would also take `1_000`, ` 10 ` and Arabic-Indic ones.
+    With `decimals`, dollars may have two: `2.50`. Raises ValueError with a reason that
+    does not repeat the text. Digits are ASCII digits only: `int` would also take
+    `1_000`, ` 10 ` and Arabic-Indic ones.
     """
     if "$" in text:
         raise ValueError("leave out the dollar sign (shells eat it): write 10usd")
-    match = re.fullmatch(r"([0-9]{1,15})(usd|c)?", text, re.IGNORECASE)
-    if not match:
-        raise ValueError("must be a whole number such as 10, 10usd or 1000c")
-    count = int(match[1])
-    if count == 0:
-        raise ValueError("must be more than 0 (an unquoted $10 reaches us as 0)")
-    unit = (match[2] or bare_unit).lower()
-    return count * CENTS_PER_USD if unit == "usd" else count
+    match = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{2}))?(usd|c)?", text, re.IGNORECASE)
+    unit = (match[3] or bare_unit).lower() if match else ""
+    if not match or (match[2] and not (decimals and unit == "usd")):
+        example = "an amount such as 10, 2.50" if decimals else "a whole number such as 10, 10usd"
+        raise ValueError(f"must be {example} or 1000c")
+    return int(match[1]) if unit == "c" else int(match[1]) * CENTS_PER_USD + int(match[2] or 0)
 
 
 # ── Settings: the environment, variable by variable, in one value ──────────────
@@ -300,6 +299,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_TEXT_CHARS = 300
 MAX_INTEGER = 2**63 - 1
 READ_ATTEMPTS = 3
+POLL_TIMEOUT_S = 10.0
 REPEATABLE_STATUSES = (429, 502, 503, 504)
 REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-correlation-id", "cf-ray")
 
@@ -745,6 +745,16 @@ def retry_delay_s(attempt: int, asked_s: int | None) -> float:
     return random.uniform(0.25, 0.5) * (1 << attempt)
 
 
+class Rehearsed(Exception):
+    """The write at which a dry run stopped."""
+
+    def __init__(self, method: str, url: str, body: Json | None) -> None:
+        super().__init__(method)
+        self.method = method
+        self.url = url
+        self.body = body
+
+
 class Wire:
     """Requests to one service with one key, within one budget of seconds.
 
@@ -759,6 +769,7 @@ class Wire:
         timeout_s: float,
         trace: Callable[[str], None],
     ) -> None:
+        self._base_url = settings.base_url
         self._base = Url(settings.base_url)
         self._secrets = secrets
         self._headers = {
@@ -795,6 +806,19 @@ class Wire:
                     raise
                 time.sleep(pause_s)
                 self._left_s -= pause_s
+
+    def poll(self, method: str, path: str) -> Reply:
+        """One look of many: a single try, on a small budget of its own."""
+        self._left_s = self._timeout_s = POLL_TIMEOUT_S
+        return self._send_once(method, path, None, False)
+
+    def rehearse(
+        self, method: str, path: str, body: Json | None = None, empty_ok: bool = False
+    ) -> Reply:
+        """A read goes through; a write is not sent but raised, as Rehearsed."""
+        if method == "GET":
+            return self.request(method, path)
+        raise Rehearsed(method, self._base_url + path, body)
 
     def _send_once(self, method: str, path: str, body: Json | None, empty_ok: bool) -> Reply:
         is_write = method != "GET"
@@ -1145,23 +1169,26 @@ def balance_data(billing: Billing) -> Json:
     }
 
 
-def balance_report(billing: Billing) -> Report:
-    """Balance, rule and card; without credit, the way to get some."""
-    funded = billing["balance_microusd"] > 0
+def balance_report(
+    billing: Billing, *, enough: bool, next: str | None, extra: Json | None = None
+) -> Report:
+    """Balance, rule and card. `enough` is whether it is what was asked for: exit 0 or 4."""
     return Report(
         {
             **balance_data(billing),
-            "funded": funded,
+            "funded": billing["balance_microusd"] > 0,
             "auto_topup": billing["auto_topup"],
             "card_saved": billing["card_saved"],
-            "next": None if funded else "topup --amount 10",
+            **(extra or {}),
+            "next": next,
         },
         rows=[
             ("Balance", microusd_text(billing["balance_microusd"])),
             ("Auto top-up", rule_text(billing["auto_topup"])),
             ("Saved card", yes_no(billing["card_saved"])),
         ],
-        good=funded,
+        good=enough and billing["balance_microusd"] > 0,
+        exit=0 if enough else PaymentRequired.exit,
     )
 
 
@@ -1172,36 +1199,38 @@ def payment_report(link: PaymentLink) -> Report:
         f"Pay {cents_text(link['amount_usd'] * CENTS_PER_USD)} {means} for CacheForge credit"
         f" at {link['payment_host']}; nothing is charged until you pay:"
     )
-    return Report(
-        {
-            **link,
-            "message": f"{sentence} {link['payment_url']}",
-            "next": "balance",
-        },
-        lines=[sentence, link["payment_url"]],
-    )
+    data = {**link, "message": f"{sentence} {link['payment_url']}", "next": "balance --wait"}
+    return Report(data, lines=[sentence, link["payment_url"]])
 
 
-def auto_topup_report(billing: Billing) -> Report:
-    """The rule, and whether it charges the card already at the present balance."""
+def auto_topup_report(billing: Billing, just_enabled: bool = False) -> Report:
+    """The rule, what it authorises, and whether it charges the card right now."""
     rule = billing["auto_topup"]
     threshold_microusd = (rule["threshold_cents"] or 0) * MICROUSD_PER_CENT
     charges_now = rule["enabled"] and billing["balance_microusd"] < threshold_microusd
-    rows = [
-        ("Auto top-up", rule_text(rule)),
-        ("Balance", microusd_text(billing["balance_microusd"])),
-        ("Saved card", yes_no(billing["card_saved"])),
-    ]
+    data = {
+        "auto_topup": rule,
+        **balance_data(billing),
+        "card_saved": billing["card_saved"],
+        "charges_now": charges_now,
+    }
+    lines = []
+    if just_enabled:
+        data["message"] = (
+            f"The service may now charge the saved card {cents_text(rule['amount_cents'] or 0)}"
+            f" each time the balance falls below {cents_text(rule['threshold_cents'] or 0)}."
+        )
+        lines.append(data["message"])
     if charges_now:
-        rows.append(("Charges now", "yes, the balance is already below"))
+        lines.append("The balance is below that already: expect a charge now.")
     return Report(
-        {
-            "auto_topup": rule,
-            **balance_data(billing),
-            "card_saved": billing["card_saved"],
-            "charges_now": charges_now,
-        },
-        rows=rows,
+        data,
+        rows=[
+            ("Auto top-up", rule_text(rule)),
+            ("Balance", microusd_text(billing["balance_microusd"])),
+            ("Saved card", yes_no(billing["card_saved"])),
+        ],
+        lines=lines,
     )
 
 
@@ -1255,13 +1284,30 @@ def keys_report(keys: list[Key]) -> Report:
 
 def new_key_report(key: NewKey) -> Report:
     """A new key: its secret first and alone, then what it is."""
-    name = key["id"] or key["prefix"] or "the newest one"
-    how = f"{{ops}} keys --revoke {key['id']}" if key["id"] else "{ops} keys"
+    name = key_words(key["id"] or key["prefix"] or "", key["prefix"])
     return Report(
         {**key},
         secret=key["api_key"],
-        lines=[f"New key {name}: store it now, it is not shown again."],
-        if_lost=f"Its secret is lost: revoke {name} and make another. {how}",
+        lines=[f"New key{' ' if name else ''}{name}: store it now, it is not shown again."],
+        if_lost=lost_key_hint(key),
+    )
+
+
+def lost_key_hint(key: NewKey) -> str:
+    """What to do about a key that was made and whose secret nobody has."""
+    if key["id"]:
+        return f"{{ops}} keys --revoke {key['id']} --yes"
+    which = f"the one with the prefix {key['prefix']}" if key["prefix"] else "the newest one"
+    return f"Find {which} with {{ops}} keys and revoke it: nobody has its secret."
+
+
+def saved_key_report(key: NewKey, path: str) -> Report:
+    """A new key that went into a file: which one, and where; never its secret."""
+    name = key["id"] or key["prefix"] or "New key"
+    return Report(
+        {"id": key["id"], "prefix": key["prefix"], "saved_to": path},
+        rows=[("New key", key_words(name, key["prefix"])), ("Saved to", path)],
+        if_lost=f"The new key is safe in {path}.",
     )
 
 
@@ -1274,8 +1320,13 @@ def revoked_report(key: Key, already: bool) -> Report:
 
 def key_name(key: Key) -> str:
     """A key in words, for questions and answers about it."""
-    details = ", ".join(part for part in (key["prefix"], key["label"]) if part)
-    return f"{key['id']} ({details})" if details else key["id"]
+    return key_words(key["id"], key["prefix"], key["label"])
+
+
+def key_words(name: str, *details: str | None) -> str:
+    """A name, with what else is known of it in brackets."""
+    known = ", ".join(detail for detail in details if detail and detail != name)
+    return f"{name} ({known})" if known else name
 
 
 def tenant_report(tenant: Tenant, base_url: str, masked_key: str) -> Report:
@@ -1297,35 +1348,186 @@ def tenant_report(tenant: Tenant, base_url: str, masked_key: str) -> Report:
     )
 
 
+def rehearsal_report(rehearsed: Rehearsed) -> Report:
+    """The request that a dry run would have sent, without the provider's key."""
+    body = rehearsed.body
+    if body and "apiKey" in body:
+        body = {**body, "apiKey": "<hidden>"}
+    return Report(
+        {"dry_run": {"method": rehearsed.method, "url": rehearsed.url, "body": body}},
+        lines=[
+            f"Would send {rehearsed.method} {rehearsed.url}",
+            to_json(body or {}),
+            "Dry run: nothing was sent.",
+        ],
+    )
+
+
 # ── Commands: one short function for each verb, yielding reports ────────────────
 
 DEFAULT_THRESHOLD_CENTS = 200
 DEFAULT_AUTO_TOPUP_CENTS = 1000
+DEFAULT_WAIT_S = 100.0  # under the 120 s at which common agent shells cut a command off
 OPENAI_BASE_URL = "https://api.openai.com"
+KEY_OWNERS = {"sk-or-": "openrouter", "sk-ant-": "anthropic"}
+STILL_VALID = "The payment link stays valid."
+
+if TYPE_CHECKING:
+
+    class KeyFile(Protocol):
+        """A file of its own for a new key."""
+
+        path: str
+
+        def keep(self, text: str) -> None: ...
+        def discard(self) -> None: ...
+
+    class World(Protocol):
+        """What a command may ask of the world outside; main has the real one."""
+
+        def getenv(self, name: str) -> str: ...
+        def read_secret(self) -> str: ...
+        def add_secret(self, secret: str) -> None: ...
+        def ask(self, question: str) -> bool | None: ...
+        def note(self, line: str) -> None: ...
+        def countdown(self, seconds_left: float) -> None: ...
+        def now(self) -> float: ...
+        def sleep(self, seconds: float) -> None: ...
+        def new_file(self, path: str) -> KeyFile: ...
 
 
 class Session:
-    """What a command works with. `ask` puts a yes-or-no question to a person, and
-    answers None where there is nobody to ask."""
+    """What a command works with: the account, the same account for one quick look of
+    many, the settings, and the world. `if_stopped` is what to say if a signal comes."""
 
     def __init__(
-        self, account: Account, settings: Settings, ask: Callable[[str], bool | None]
+        self, account: Account, lookout: Account, settings: Settings, world: World
     ) -> None:
         self.account = account
+        self.lookout = lookout
         self.settings = settings
-        self.ask = ask
+        self.world = world
+        self.if_stopped = ""
 
 
 def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]:
-    """`balance`"""
-    yield balance_report(session.account.billing())
+    """`balance`, perhaps with `--min` or `--wait`"""
+    least_microusd = 1
+    if args.min_cents is not None:
+        least_microusd = args.min_cents * MICROUSD_PER_CENT
+    billing = session.account.billing()
+    enough = billing["balance_microusd"] >= least_microusd
+    if not enough and args.wait_s:
+        again = "balance --wait" + wait_options(args)
+        session.if_stopped = f"To go on waiting: {{ops}} {again}"
+        billing, enough = wait_for_credit(
+            session, args.wait_s, billing, lambda _, b: b["balance_microusd"] >= least_microusd
+        )
+        yield balance_report(billing, enough=enough, next=None if enough else again)
+        return
+    required = args.min_cents is not None
+    next_step = None if enough else "topup --amount 10"
+    yield balance_report(billing, enough=enough or not required, next=next_step)
+
+
+def wait_options(args: argparse.Namespace) -> str:
+    """The options with which the same wait goes on."""
+    if args.min_cents is None:
+        return ""
+    dollars, cents = divmod(args.min_cents, CENTS_PER_USD)
+    return f" --min {dollars}.{cents:02}"
 
 
 def make_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
-    """`topup`"""
+    """`topup`, perhaps with `--wait`"""
     check_cap(args.amount_cents, session.settings, "topup", "whole dollars", "usd")
     amount_usd = args.amount_cents // CENTS_PER_USD
-    yield payment_report(session.account.make_payment_link(amount_usd, args.method))
+    before = session.account.billing() if args.wait_s else None
+    report = payment_report(session.account.make_payment_link(amount_usd, args.method))
+    if before is None:
+        yield report
+        return
+    again = wait_command(before)
+    report.data["next"] = None  # the next step is being taken: waiting
+    yield report
+    session.if_stopped = f"{STILL_VALID} To go on waiting: {{ops}} {again}"
+    after, paid = wait_for_credit(
+        session, args.wait_s, before, lambda a, b: b["balance_microusd"] > a["balance_microusd"]
+    )
+    next_step = None if paid else again
+    landed = balance_report(after, enough=paid, next=next_step, extra={"paid": paid})
+    landed.lines = [] if paid else [f"Not paid yet. {STILL_VALID}"]
+    yield landed
+
+
+def wait_command(before: Billing) -> str:
+    """The command that waits for credit on top of the balance there was before."""
+    if before["balance_microusd"] <= 0:
+        return "balance --wait"
+    dollars, cents = divmod(before["balance_microusd"] // MICROUSD_PER_CENT + 1, CENTS_PER_USD)
+    return f"balance --wait --min {dollars}.{cents:02}"
+
+
+def poll_gap_s(waited_s: float, looks: int) -> float:
+    """Seconds to the next look: soon after a link was made, then easing off. The ranges
+    are wide so that agents who began together do not look together."""
+    import random
+
+    if looks == 0:
+        return random.uniform(2, 7)
+    return random.uniform(4, 10) if waited_s < 60 else random.uniform(10, 12)
+
+
+def wait_end_s(wait_s: float) -> float:
+    """When the last look comes: up to a tenth later than asked, 10 s at the most, so
+    that agents who began together do not end together."""
+    import random
+
+    return wait_s + random.uniform(0, min(wait_s / 10, 10))
+
+
+def wait_for_credit(
+    session: Session, wait_s: float, first: Billing, landed: Callable[[Billing, Billing], bool]
+) -> tuple[Billing, bool]:
+    """Look at the balance until `landed(one look, the next)`; the last look, and whether.
+
+    A look that fails is tolerated, and one that is told to slow down (429) doubles the
+    gap. Raises Unauthorized, PaymentRequired or Refused at once, and the last look's
+    error if no look succeeded at all.
+    """
+    world = session.world
+    world.note(f"Waiting up to {wait_s:g} s for credit; it is safe to stop.")
+    began = world.now()
+    end = began + wait_end_s(wait_s)
+    billing, failure, answered, looks, slower = first, None, False, 0, 1
+    while world.now() < end:
+        gap_s = poll_gap_s(world.now() - began, looks) * slower
+        pause(world, min(gap_s, end - world.now()), end)
+        looks += 1
+        before = billing
+        try:
+            billing = session.lookout.billing()
+        except (Unreachable, BadReply) as error:
+            if failure is None:
+                world.note(f"No usable answer, still waiting: {error.message}")
+            failure = error
+            slower = 2 if error.http_status == 429 else 1
+            continue
+        failure, answered, slower = None, True, 1
+        if landed(before, billing):
+            return billing, True
+    if failure and not answered:
+        failure.hint = session.if_stopped
+        raise failure
+    return billing, False
+
+
+def pause(world: World, seconds: float, end: float) -> None:
+    """Sleep in steps of a second, so that a terminal can show the time left."""
+    until = world.now() + seconds
+    while world.now() < until:
+        world.countdown(end - world.now())
+        world.sleep(min(1.0, until - world.now()))
 
 
 def check_cap(cents: int, settings: Settings, command: str, unit: str, suffix: str) -> None:
@@ -1347,6 +1549,7 @@ def check_cap(cents: int, settings: Settings, command: str, unit: str, suffix: s
 def show_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`auto-topup`"""
     forbid(args, ("threshold_cents", "amount_cents"), "--enable")
+    forbid(args, ("dry_run",), "--enable or --disable")
     yield auto_topup_report(session.account.billing())
 
 
@@ -1357,7 +1560,7 @@ def enable_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Re
     for cents in (threshold_cents, amount_cents):
         check_cap(cents, session.settings, "auto-topup", "cents", "c")
     rule = AutoTopup(enabled=True, threshold_cents=threshold_cents, amount_cents=amount_cents)
-    yield auto_topup_report(session.account.set_auto_topup(rule))
+    yield auto_topup_report(session.account.set_auto_topup(rule), just_enabled=True)
 
 
 def disable_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
@@ -1377,38 +1580,96 @@ def forbid(args: argparse.Namespace, names: Sequence[str], needed: str) -> None:
 
 def show_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`upstream`"""
-    forbid(args, ("kind", "base_url", "api_key"), "--set")
+    forbid(args, ("kind", "base_url", "api_key", "api_key_env", "dry_run"), "--set")
     yield upstream_report(session.account.upstream())
 
 
 def set_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`upstream --set`"""
     kind, base_url = args.kind, args.base_url
+    key = read_provider_key(session, args)
+    if not (kind or base_url or key):
+        raise Usage("upstream --set needs --kind, --base-url or the provider's key")
+    check_key_owner(key, kind)
     if kind == "openai":  # the API knows the alias only as a custom provider
         kind, base_url = "custom", base_url or OPENAI_BASE_URL
-    if not (kind or base_url or args.api_key):
-        raise Usage("upstream --set needs --kind, --base-url or --api-key")
+        session.world.note(f"note: openai is set as custom, with {OPENAI_BASE_URL}")
     if kind == "custom" and not base_url:
         raise Usage("--kind custom needs --base-url, the address of the provider")
     if base_url:
         check_service_url(base_url, "--base-url", session.settings.allow_http)
-    yield upstream_report(session.account.set_upstream(kind, base_url, args.api_key))
+    yield upstream_report(session.account.set_upstream(kind, base_url, key))
+
+
+def read_provider_key(session: Session, args: argparse.Namespace) -> str | None:
+    """The provider's key from wherever the command line says it is; None if nowhere."""
+    if args.api_key_env is not None:
+        source, key = (
+            "the variable that --api-key-env names",
+            session.world.getenv(args.api_key_env),
+        )
+    elif args.api_key == "-":
+        source, key = "the line on standard input", session.world.read_secret()
+    elif args.api_key is not None:
+        source, key = "--api-key", args.api_key
+        session.world.note(
+            "note: a key on the command line can be seen in ps and stays in the shell's"
+            " history; --api-key-env NAME or --api-key - keep it out"
+        )
+    else:
+        return None
+    key = key.strip()
+    if not is_secret_token(key):
+        raise Usage(f"{source} holds no key: it must be one word of visible ASCII characters")
+    if key == session.settings.api_key:
+        raise Usage(f"{source} holds the CacheForge key, which is not for the provider")
+    session.world.add_secret(key)
+    return key
+
+
+def check_key_owner(key: str | None, kind: str | None) -> None:
+    """Raises Usage for a key that by its prefix is another provider's."""
+    for prefix, owner in KEY_OWNERS.items():
+        if key and key.startswith(prefix) and kind not in (None, "custom", owner):
+            raise Usage(
+                f"that key is {owner}'s by its prefix, but --kind is {kind}; it was not sent"
+            )
 
 
 def list_keys(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`keys`"""
     forbid(args, ("yes", "force"), "--revoke")
+    forbid(args, ("save",), "--create")
+    forbid(args, ("dry_run",), "--create or --revoke")
     yield keys_report(session.account.keys())
 
 
 def create_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
-    """`keys --create`"""
+    """`keys --create`, perhaps with `--save`"""
     forbid(args, ("yes", "force"), "--revoke")
-    yield new_key_report(session.account.create_key())
+    if args.save is None or args.dry_run:
+        yield new_key_report(session.account.create_key())
+        return
+    file = session.world.new_file(args.save)  # first: an unwritable path must cost nothing
+    try:
+        key = session.account.create_key()
+        session.if_stopped = lost_key_hint(key)
+        file.keep(key["api_key"])
+    except OSError as error:
+        file.discard()
+        raise Uncertain(
+            f"a key was made, but it could not be saved: {error.strerror}",
+            hint=lost_key_hint(key),
+        ) from None
+    except BaseException:
+        file.discard()
+        raise
+    yield saved_key_report(key, file.path)
 
 
 def revoke_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`keys --revoke KEY_ID`: looked up first, to say which key dies."""
+    forbid(args, ("save",), "--create")
     keys = session.account.keys()
     key = next((key for key in keys if key["id"] == args.key_id), None)
     if key is None:
@@ -1421,7 +1682,7 @@ def revoke_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
             f"{key_name(key)} is the key that this command runs on; nothing was revoked",
             hint="Set CACHEFORGE_API_KEY to another key first, or add --force.",
         )
-    if not args.yes:
+    if not (args.yes or args.dry_run):
         confirm(session, f"Revoke {key_name(key)} for good?")
     session.account.revoke_key(key["id"])
     yield revoked_report(key, already=False)
@@ -1429,7 +1690,7 @@ def revoke_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
 
 def confirm(session: Session, question: str) -> None:
     """Raises Usage unless a person says yes."""
-    answer = session.ask(question)
+    answer = session.world.ask(question)
     if answer is None:
         raise Usage(f"{question} Nobody can be asked here", hint="Add --yes to mean it.")
     if not answer:
@@ -1444,7 +1705,8 @@ def show_info(session: Session, args: argparse.Namespace) -> Iterator[Report]:
 
 # What to say when a write may have been carried out and its result is not known.
 IF_UNCERTAIN: dict[object, str] = {
-    make_topup: "An unpaid link costs nothing, so it is safe to run topup again.",
+    make_topup: "An unpaid link costs nothing, so it is safe to run topup again;"
+    " {ops} balance shows what was paid.",
     enable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
     " (setting the same rule again is safe).",
     disable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
@@ -1485,6 +1747,17 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def read_amount(text: str, bare_unit: str) -> int:
+    """`read_cents` for argparse: more than nothing."""
+    try:
+        cents = read_cents(text, bare_unit)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if cents == 0:
+        raise argparse.ArgumentTypeError("must be more than 0 (an unquoted $10 reaches us as 0)")
+    return cents
+
+
 def whole_dollars(text: str) -> int:
     """An option's type: whole dollars, as cents."""
     cents = read_amount(text, "usd")
@@ -1494,7 +1767,7 @@ def whole_dollars(text: str) -> int:
 
 
 def auto_topup_cents(text: str) -> int:
-    """An option's type: cents. A bare number under 100 is taken for dollars by mistake."""
+    """An option's type: cents, at least 100: less is a slip, dollars meant."""
     cents = read_amount(text, "c")
     if cents < SMALLEST_AUTO_TOPUP_CENTS:
         raise argparse.ArgumentTypeError(
@@ -1504,10 +1777,10 @@ def auto_topup_cents(text: str) -> int:
     return cents
 
 
-def read_amount(text: str, bare_unit: str) -> int:
-    """`read_cents` for argparse."""
+def min_dollars(text: str) -> int:
+    """An option's type: dollars with up to two decimals, as cents; 0 is fine."""
     try:
-        return read_cents(text, bare_unit)
+        return read_cents(text, "usd", decimals=True)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -1526,10 +1799,10 @@ def key_id(text: str) -> str:
     return text
 
 
-def provider_key(text: str) -> str:
-    """An option's type: a provider's key."""
-    if not is_secret_token(text):
-        raise argparse.ArgumentTypeError("must be one word of visible ASCII characters")
+def variable_name(text: str) -> str:
+    """An option's type: the name of an environment variable."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
+        raise argparse.ArgumentTypeError("must be the name of a variable")
     return text
 
 
@@ -1546,7 +1819,8 @@ EPILOG = """\
 exit codes:
   0 done   1 refused, or a nonsense answer: repeating will not help
   2 bad command line or setting, nothing was sent   3 the API key was refused
-  4 payment required   5 no answer, nothing changed: safe to repeat
+  4 payment required, below --min, or --wait ran out
+  5 no answer, nothing changed: safe to repeat
   6 uncertain: a write was sent and its outcome is unknown: look, then decide
   130 interrupted
 
@@ -1559,8 +1833,8 @@ environment:
 """
 
 
-def build_parser() -> Parser:
-    """The whole command line. Each verb names its function as `run`."""
+def common_options() -> Parser:
+    """The options that every command takes, before or after its name."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("common options, before or after the command")
     group.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -1572,107 +1846,107 @@ def build_parser() -> Parser:
         help="the most to spend on the network in all (default 30)",
     )
     group.add_argument("--verbose", action="store_true", help="a line per exchange on stderr")
+    return common
 
-    parser = Parser(
-        prog="ops.py",
-        description="Run a CacheForge account: balance, top-ups, provider and API keys.",
-        epilog=EPILOG,
-        parents=[common],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+def add_balance(parser: Parser) -> None:
+    """Declare `balance`."""
+    parser.add_argument(
+        "--min",
+        type=min_dollars,
+        dest="min_cents",
+        metavar="USD",
+        help="exit 4 if the balance is below this many dollars, such as 2.50",
     )
-    parser.add_argument("--version", action="version", version=f"cacheforge-ops {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_wait(parser, "look until the balance is above 0, or at --min; else exit 4")
 
-    def add(name: str, run: object, help: str, *examples: str) -> Parser:
-        sub: Parser = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog="\n  ".join(["examples:", *(f"ops.py {name}{e}" for e in examples)]),
-            parents=[common],
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run, command=name)
-        return sub
 
-    add("balance", show_balance, "show the balance, the auto top-up rule, the saved card", "")
-
-    topup = add(
-        "topup",
-        make_topup,
-        "make a link that a person pays; it charges nothing by itself",
-        " --amount 10",
-        " --amount 25 --method crypto",
-    )
-    topup.add_argument(
+def add_topup(parser: Parser) -> None:
+    """Declare `topup`."""
+    parser.add_argument(
         "--amount",
         type=whole_dollars,
         dest="amount_cents",
         default=10 * CENTS_PER_USD,
         help="whole dollars, such as 25, 25usd or 2500c (default 10)",
     )
-    topup.add_argument(
+    parser.add_argument(
         "--method",
         type=one_of(*METHODS),
         default="stripe",
         help="stripe (card) or crypto (default stripe)",
     )
+    add_wait(parser, "print the link, then look until credit lands; else exit 4")
+    add_dry_run(parser)
 
-    auto = add(
-        "auto-topup",
-        show_auto_topup,
-        "show or set the rule that charges the saved card by itself",
-        "",
-        " --enable --threshold 200 --amount 1000",
-        " --enable --threshold 2usd --amount 10usd",
-        " --disable",
+
+def add_wait(parser: Parser, help: str) -> None:
+    """Declare `--wait`."""
+    parser.add_argument(
+        "--wait",
+        type=seconds,
+        nargs="?",
+        const=DEFAULT_WAIT_S,
+        dest="wait_s",
+        metavar="SECONDS",
+        help=f"{help} (default {DEFAULT_WAIT_S:g} s)",
     )
-    switch = auto.add_mutually_exclusive_group()
+
+
+def add_dry_run(parser: Parser) -> None:
+    """Declare `--dry-run`."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the request that would change something"
+    )
+
+
+def add_auto_topup(parser: Parser) -> None:
+    """Declare `auto-topup`."""
+    switch = parser.add_mutually_exclusive_group()
     switch.add_argument(
         "--enable", action="store_const", dest="run", const=enable_auto_topup, help="set the rule"
     )
     switch.add_argument(
         "--disable", action="store_const", dest="run", const=disable_auto_topup, help="end it"
     )
-    auto.add_argument(
+    parser.add_argument(
         "--threshold",
         type=auto_topup_cents,
         dest="threshold_cents",
         help="charge when the balance falls below this: cents, or 2usd (default 200)",
     )
-    auto.add_argument(
+    parser.add_argument(
         "--amount",
         type=auto_topup_cents,
         dest="amount_cents",
         help="charge this much at a time: cents, or 10usd (default 1000)",
     )
+    add_dry_run(parser)
 
-    upstream = add(
-        "upstream",
-        show_upstream,
-        "show or set the provider that calls are forwarded to",
-        "",
-        " --set --kind openrouter --api-key sk-or-...",
-        " --set --kind custom --base-url https://llm.example.com",
-    )
-    upstream.add_argument(
+
+def add_upstream(parser: Parser) -> None:
+    """Declare `upstream`."""
+    parser.add_argument(
         "--set", action="store_const", dest="run", const=set_upstream, help="set what is given"
     )
-    upstream.add_argument("--kind", type=one_of(*KINDS), help=f"the provider: {', '.join(KINDS)}")
-    upstream.add_argument("--base-url", metavar="URL", help="its address")
-    upstream.add_argument("--api-key", type=provider_key, metavar="KEY", help="its key")
-
-    keys = add(
-        "keys",
-        list_keys,
-        "list, make or revoke API keys",
-        "",
-        " --create",
-        " --revoke KEY_ID --yes",
+    parser.add_argument("--kind", type=one_of(*KINDS), help=f"the provider: {', '.join(KINDS)}")
+    parser.add_argument("--base-url", metavar="URL", help="its address")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--api-key", metavar="KEY", help="its key; - reads a line of standard input (safer)"
     )
-    verb = keys.add_mutually_exclusive_group()
+    source.add_argument(
+        "--api-key-env",
+        type=variable_name,
+        metavar="NAME",
+        help="its key, from the environment variable NAME (safer)",
+    )
+    add_dry_run(parser)
+
+
+def add_keys(parser: Parser) -> None:
+    """Declare `keys`."""
+    verb = parser.add_mutually_exclusive_group()
     verb.add_argument(
         "--create",
         action="store_const",
@@ -1683,18 +1957,100 @@ def build_parser() -> Parser:
     verb.add_argument(
         "--revoke", action=RevokeAction, type=key_id, metavar="KEY_ID", help="end a key for good"
     )
-    keys.add_argument("--yes", action="store_true", help="with --revoke: do not ask")
-    keys.add_argument("--force", action="store_true", help="with --revoke: even the key in use")
+    parser.add_argument(
+        "--save",
+        metavar="FILE",
+        help="with --create: write the key to a new FILE that only you can read, and do not"
+        " show it (on Windows, FILE has the permissions of its folder)",
+    )
+    parser.add_argument("--yes", action="store_true", help="with --revoke: do not ask")
+    parser.add_argument("--force", action="store_true", help="with --revoke: even the key in use")
+    add_dry_run(parser)
 
-    add("info", show_info, "show the tenant, and what this program is set to", "")
+
+# name, the verb without a flag, its options, what it does, examples
+COMMANDS: tuple[tuple[str, object, Callable[[Parser], None], str, tuple[str, ...]], ...] = (
+    (
+        "balance",
+        show_balance,
+        add_balance,
+        "show the balance, the auto top-up rule, the saved card",
+        ("", " --min 2.50", " --wait", " --wait 30 --min 5"),
+    ),
+    (
+        "topup",
+        make_topup,
+        add_topup,
+        "make a link that a person pays; it charges nothing by itself",
+        (" --amount 10", " --amount 25 --method crypto", " --amount 10 --wait"),
+    ),
+    (
+        "auto-topup",
+        show_auto_topup,
+        add_auto_topup,
+        "show or set the rule that charges the saved card by itself",
+        (
+            "",
+            " --enable --threshold 200 --amount 1000",
+            " --enable --threshold 2usd --amount 10usd --dry-run",
+            " --disable",
+        ),
+    ),
+    (
+        "upstream",
+        show_upstream,
+        add_upstream,
+        "show or set the provider that calls are forwarded to",
+        (
+            "",
+            " --set --kind openrouter --api-key-env OPENROUTER_API_KEY",
+            " --set --kind openrouter --api-key sk-or-...",
+            " --set --kind custom --base-url https://llm.example.com",
+        ),
+    ),
+    (
+        "keys",
+        list_keys,
+        add_keys,
+        "list, make or revoke API keys",
+        ("", " --create", " --create --save new.key", " --revoke KEY_ID --yes"),
+    ),
+    ("info", show_info, lambda _: None, "show the tenant, and what this program is set to", ("",)),
+)
+
+
+def build_parser() -> Parser:
+    """The whole command line. Each verb names its function as `run`."""
+    common = common_options()
+    shape: dict[str, Any] = {
+        "parents": [common],
+        "allow_abbrev": False,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    parser = Parser(
+        prog="ops.py",
+        description="Run a CacheForge account: balance, top-ups, provider and API keys.",
+        epilog=EPILOG,
+        **shape,
+    )
+    parser.add_argument("--version", action="version", version=f"cacheforge-ops {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, run, add_options, what, examples in COMMANDS:
+        lines = "\n".join(f"  ops.py {name}{example}" for example in examples)
+        sub = commands.add_parser(
+            name, help=what, description=f"{what}.", epilog=f"examples:\n{lines}", **shape
+        )
+        sub.set_defaults(run=run, command=name)
+        add_options(sub)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line as a namespace. Raises Usage."""
-    defaults = argparse.Namespace(json=False, verbose=False, timeout_s=DEFAULT_TIMEOUT_S)
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv, defaults)
+    defaults = argparse.Namespace(
+        json=False, verbose=False, dry_run=False, timeout_s=DEFAULT_TIMEOUT_S
+    )
+    args, unknown = build_parser().parse_known_args(argv, defaults)
     if unknown:
         place = f" (word {argv.index(unknown[0]) + 1})" if unknown[0] in argv else ""
         raise Usage(f"unknown argument{place}", hint=f"See {{ops}} {args.command} --help")
@@ -1708,13 +2064,49 @@ class Undelivered(Exception):
     """Standard output did not take a report."""
 
 
+class PrivateFile:
+    """A new file for a key, 0600, never over an existing one or through a symlink."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Usage where it cannot be made."""
+        self.path = path
+        try:
+            # O_EXCL refuses whatever is there already, a dangling symlink included
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "not a file name"
+            raise Usage(f"--save: the file cannot be made ({why}); nothing was sent") from None
+
+    def keep(self, text: str) -> None:
+        """Write the text and see it to the disk. Raises OSError."""
+        line = (text + "\n").encode("ascii")
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove the file again."""
+        try:
+            os.close(self._descriptor)  # first: Windows removes no file that is open
+        except OSError:
+            pass
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
 class Console:
-    """Standard output for results, standard error for everything else."""
+    """The world outside: standard output for results, standard error for everything
+    else, standard input, the environment, the clock and new files."""
 
     def __init__(self, as_json: bool, program: str, environ: Mapping[str, str]) -> None:
         self._as_json = as_json
         self._program = program
+        self._environ = environ
         self._color = wants_color(environ)
+        self._live = False
         self.secrets: list[str] = []
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in Japanese must not end in a crash
@@ -1722,6 +2114,7 @@ class Console:
 
     def deliver(self, report: Report) -> None:
         """Print a report, flushed. Raises Undelivered."""
+        self._end_live()
         try:
             if self._as_json:
                 self._write(report.as_json(self._program) + "\n")
@@ -1739,40 +2132,90 @@ class Console:
 
     def fail(self, error: Failure) -> None:
         """Print an error as two lines or one JSON object."""
-        hint = error.hint.replace("{ops}", self._program)
+        hint = hide(error.hint.replace("{ops}", self._program), self.secrets)
+        message = hide(error.message, self.secrets)
         if self._as_json:
-            self.note(
-                to_json(
-                    {
-                        "error": {
-                            "code": error.code,
-                            "message": hide(error.message, self.secrets),
-                            "exit": error.exit,
-                            "http_status": error.http_status,
-                            "request_id": error.request_id,
-                            "retryable": error.retryable,
-                            "retry_after_seconds": error.retry_after_s,
-                            "hint": hide(hint, self.secrets) or None,
-                        }
-                    }
-                )
-            )
+            fields = {
+                "code": error.code,
+                "message": message,
+                "exit": error.exit,
+                "http_status": error.http_status,
+                "request_id": error.request_id,
+                "retryable": error.retryable,
+                "retry_after_seconds": error.retry_after_s,
+                "hint": hint or None,
+            }
+            self.note(to_json({"error": fields}))
             return
         request = f" [request {error.request_id}]" if error.request_id else ""
-        self.note(hide(f"{error.code}: {error.message}{request}", self.secrets))
+        self.note(f"{error.code}: {message}{request}")
         if hint:
-            label = "Next: " if error.hint.startswith("{ops}") else ""
-            self.note(hide(label + hint, self.secrets))
+            self.note(("Next: " if error.hint.startswith("{ops}") else "") + hint)
+
+    def note(self, line: str) -> None:
+        """A line on standard error; if that is gone, so is the line."""
+        self._end_live()
+        self._write_error(line + "\n")
+
+    def countdown(self, seconds_left: float) -> None:
+        """The time left of a wait, on a terminal in one line that changes."""
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._live = True
+            self._write_error(f"\rwaiting, {max(0.0, seconds_left):.0f} s left ")
+
+    def _end_live(self) -> None:
+        if self._live:
+            self._live = False
+            self._write_error("\n")
 
     @staticmethod
-    def note(line: str) -> None:
-        """A line on standard error; if that is gone, so is the line."""
+    def _write_error(text: str) -> None:
         try:
             if sys.stderr is not None:  # print(file=None) would fall back to stdout
-                sys.stderr.write(line + "\n")
+                sys.stderr.write(text)
                 sys.stderr.flush()
         except (OSError, ValueError):
             pass
+
+    def ask(self, question: str) -> bool | None:
+        """Ask a person on the terminal; None where there is none."""
+        if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+            return None
+        self._write_error(f"{question} [y/N] ")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def read_secret(self) -> str:
+        """One line of standard input; from a terminal, without an echo."""
+        if sys.stdin is None:
+            return ""
+        if sys.stdin.isatty():
+            from getpass import getpass
+
+            return getpass("Provider's key: ")
+        try:
+            return sys.stdin.readline(8192)
+        except ValueError:  # not text
+            return ""
+
+    def getenv(self, name: str) -> str:
+        """An environment variable; empty if it is not set."""
+        return self._environ.get(name, "")
+
+    def add_secret(self, secret: str) -> None:
+        """From now on, hide this as well."""
+        self.secrets.append(secret)
+
+    def new_file(self, path: str) -> PrivateFile:
+        """A new file for a key. Raises Usage."""
+        return PrivateFile(path)
+
+    def now(self) -> float:
+        """Seconds on a clock that only goes forward."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
 
 
 def wants_color(environ: Mapping[str, str]) -> bool:
@@ -1783,15 +2226,6 @@ def wants_color(environ: Mapping[str, str]) -> bool:
         return True
     capable = environ.get("TERM") != "dumb" and os.name != "nt"
     return capable and sys.stdout is not None and sys.stdout.isatty()
-
-
-def ask(question: str) -> bool | None:
-    """Ask a person on the terminal; None where there is none."""
-    if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
-        return None
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def check_stdout() -> None:
@@ -1826,76 +2260,90 @@ def this_program() -> str:
 def run(args: argparse.Namespace, console: Console, environ: Mapping[str, str]) -> int:
     """Carry out one parsed command; its exit code. Raises Failure."""
     settings = Settings(environ)
-    console.secrets = [settings.api_key]
-    if getattr(args, "api_key", None):
-        console.secrets.append(args.api_key)
+    console.add_secret(settings.api_key)
     check_stdout()
-
-    def trace(line: str) -> None:
-        if args.verbose:
-            console.note(line)
-
+    trace = console.note if args.verbose else lambda line: None
     wire = Wire(settings, console.secrets, args.timeout_s, trace)
-    account = Account(wire.request, settings.api_key, Url(settings.base_url).is_loopback)
-    exit_code, if_lost = 0, ""
+    local = Url(settings.base_url).is_loopback
+    account = Account(wire.rehearse if args.dry_run else wire.request, settings.api_key, local)
+    lookout = Account(wire.poll, settings.api_key, local)
+    session = Session(account, lookout, settings, console)
+    exit_code = 0
     try:
-        for report in args.run(Session(account, settings, ask), args):
-            if_lost = report.if_lost
+        for report in args.run(session, args):
+            session.if_stopped = report.if_lost
             console.deliver(report)
+            wire.wrote = False  # the result has arrived: nothing is in doubt any more
             exit_code = report.exit
-    except Undelivered as error:
-        if not wire.wrote:
-            raise Failure(f"standard output did not take the answer: {error}") from None
-        raise Uncertain(
-            f"it is done, but standard output did not take the result: {error}",
-            hint=if_lost or IF_UNCERTAIN[args.run],
-        ) from None
-    except Failure as error:
-        if isinstance(error, Uncertain):
-            error.hint = error.hint or IF_UNCERTAIN[args.run]
-        raise
+    except Rehearsed as rehearsed:
+        console.deliver(rehearsal_report(rehearsed))
     except BaseException as error:
-        raise unfinished(error, wire.wrote, if_lost or IF_UNCERTAIN.get(args.run, "")) from None
+        in_doubt = IF_UNCERTAIN.get(args.run, "") if wire.wrote else ""
+        raise as_failure(error, wire.wrote, session.if_stopped or in_doubt) from None
     return exit_code
 
 
-def unfinished(error: BaseException, wrote: bool, if_wrote: str) -> Failure:
-    """The failure that a signal, or a mistake of ours, amounts to."""
+def as_failure(error: BaseException, wrote: bool, hint: str) -> Failure:
+    """What to report of anything that ended a command early. `wrote` is whether a write
+    may have been carried out whose result nobody has seen; `hint` is what to do then."""
+    if isinstance(error, Uncertain):
+        error.hint = error.hint or hint
+    if isinstance(error, Failure):
+        return error
     if isinstance(error, KeyboardInterrupt):
-        if wrote:
-            return Interrupted("interrupted; the write may have been carried out", hint=if_wrote)
-        return Interrupted("interrupted; nothing was changed")
+        what = "the write may have been carried out" if wrote else "nothing is left half done"
+        return Interrupted(f"interrupted; {what}", hint=hint)
     kind = Uncertain if wrote else Failure
+    if isinstance(error, Undelivered):
+        done = "it is done, but " if wrote else ""
+        message = f"{done}standard output did not take the result: {error}"
+        return kind(message, hint=hint)
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    line = trace.tb_lineno if trace else 0
-    return kind(
-        f"a mistake in this program: {type(error).__name__} at line {line}",
-        hint=if_wrote if wrote else "Please report it.",
-    )
+    line = trace.tb_lineno if trace else 0  # no text of the exception: it may quote a secret
+    message = f"a mistake in this program: {type(error).__name__} at line {line}"
+    return kind(message, hint=hint or "Please report it.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; its exit code. Never raises."""
+    """Run one command line; its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     console = Console("--json" in argv, this_program(), os.environ)
     try:
-        try:
-            return run(parse(argv), console, os.environ)
-        except Failure:
-            raise
-        except SystemExit as done:  # --help and --version
-            Console._write("")
-            return int(done.code or 0)
-        except BaseException as error:
-            raise unfinished(error, False, "") from None
+        return run(parse(argv), console, os.environ)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
     except Failure as error:
         console.fail(error)
         return error.exit
-    except KeyboardInterrupt:
-        return Interrupted.exit
+    except BaseException as error:
+        failure = as_failure(error, False, "")
+        console.fail(failure)
+        return failure.exit
+
+
+def start() -> NoReturn:
+    """Run as a script: SIGTERM counts as Ctrl-C, and the process leaves at once.
+
+    Everything is flushed by then; what an ordinary exit would add is waiting for, or
+    choking on, a thread that is left behind and a pipe that nobody reads.
+    """
+    import signal
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            code = code or Failure.exit
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start()
