@@ -21,6 +21,7 @@ import re
 import secrets
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -394,6 +395,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
     timeout = 60
+    disable_nagle_algorithm = True  # headers and body are two writes: no 40 ms between
 
     def do_any(self) -> None:
         box = self.server.sandbox
@@ -493,6 +495,15 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
     sandbox: Sandbox
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve one connection, in its own thread; a TLS handshake is part of that."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        with self.tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is part of the job."""
@@ -511,6 +522,7 @@ class Sandbox:
         pay_after_s: float | None = None,
         port: int = 0,
         log: Callable[[str], None] = lambda line: None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.books = Books(api_key=api_key)
         self.books.credit("opening balance", read_microusd(balance_usd))
@@ -518,10 +530,12 @@ class Sandbox:
         self.log = log
         self.requests: list[Seen] = []
         self.closing = threading.Event()
+        self._arrival = threading.Condition()
         self._faults: dict[str, list[Fault]] = {}
         self._server = Server(("127.0.0.1", port), Handler)
         self._server.sandbox = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._server.tls = tls
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,))
         self._thread.daemon = True
         if pay_after_s is not None:
             self.service.on_link = lambda link: self._pay_later(link, pay_after_s)
@@ -539,7 +553,8 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The base URL."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "https" if self._server.tls else "http"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -550,6 +565,10 @@ class Sandbox:
         """Answer the next calls of `METHOD /path` with these, in order, then honestly."""
         self._faults.setdefault(call, []).extend(faults)
 
+    def script_nothing(self) -> None:
+        """Forget what was scripted."""
+        self._faults.clear()
+
     def next_fault(self, call: str) -> Fault | None:
         """The scripted answer that is due, if any."""
         queue = self._faults.get(call)
@@ -557,7 +576,14 @@ class Sandbox:
 
     def record(self, seen: Seen) -> None:
         """Remember a request."""
-        self.requests.append(seen)
+        with self._arrival:
+            self.requests.append(seen)
+            self._arrival.notify_all()
+
+    def wait_for(self, call: str, timeout_s: float = 60) -> bool:
+        """Wait until such a request has arrived; whether it has."""
+        with self._arrival:
+            return self._arrival.wait_for(lambda: call in self.calls(), timeout_s)
 
     def calls(self, *methods: str) -> list[str]:
         """The calls so far, as `METHOD /path`, all or of some methods."""

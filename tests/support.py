@@ -57,11 +57,11 @@ class Result:
         return f"exit {self.exit}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
 
-def run_ops(*argv: str, stdin: bytes = b"", **env: str) -> Result:
+def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
     """Run ops.py as its users do: a process of its own."""
     done = subprocess.run(
         [sys.executable, str(OPS), *argv],
-        input=stdin,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         env=base_env(**env),
         timeout=PATIENCE_S,
@@ -114,7 +114,7 @@ class SandboxTest(unittest.TestCase):
         """Call ops.py against the sandbox."""
         return call_ops(*argv, stdin=stdin, **{**self.box.env, **env})
 
-    def process(self, *argv: str, stdin: bytes = b"", **env: str) -> Result:
+    def process(self, *argv: str, stdin: str | bytes = b"", **env: str) -> Result:
         """Run ops.py against the sandbox as a process."""
         return run_ops(*argv, stdin=stdin, **{**self.box.env, **env})
 

@@ -550,7 +550,8 @@ class Exchange:
                 self.sent = True
             method, target, body, headers = self._request
             self._connection.request(method, target, body, headers)
-            self.answer = read_answer(self._connection.getresponse())
+            with self._connection.getresponse() as response:
+                self.answer = read_answer(response)
         except BaseException as error:
             self.error = error
         finally:
@@ -768,6 +769,7 @@ class Wire:
         secrets: Sequence[str],
         timeout_s: float,
         trace: Callable[[str], None],
+        sleep: Callable[[float], None],
     ) -> None:
         self._base_url = settings.base_url
         self._base = Url(settings.base_url)
@@ -781,6 +783,7 @@ class Wire:
         self._timeout_s = timeout_s
         self._left_s = timeout_s
         self._trace = trace
+        self._sleep = sleep
         self.wrote = False
 
     def request(
@@ -804,7 +807,7 @@ class Wire:
                 pause_s = retry_delay_s(attempt - 1, error.retry_after_s)
                 if pause_s >= self._left_s:
                     raise
-                time.sleep(pause_s)
+                self._sleep(pause_s)
                 self._left_s -= pause_s
 
     def poll(self, method: str, path: str) -> Reply:
@@ -2263,7 +2266,7 @@ def run(args: argparse.Namespace, console: Console, environ: Mapping[str, str]) 
     console.add_secret(settings.api_key)
     check_stdout()
     trace = console.note if args.verbose else lambda line: None
-    wire = Wire(settings, console.secrets, args.timeout_s, trace)
+    wire = Wire(settings, console.secrets, args.timeout_s, trace, console.sleep)
     local = Url(settings.base_url).is_loopback
     account = Account(wire.rehearse if args.dry_run else wire.request, settings.api_key, local)
     lookout = Account(wire.poll, settings.api_key, local)
