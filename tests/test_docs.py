@@ -13,13 +13,18 @@ from collections.abc import Iterator
 
 from support import PATIENCE_S, ROOT, SKILL, SandboxTest, base_env, call_ops, ops
 
-PAGES = {page.name: page.read_text("utf-8") for page in (ROOT / "README.md", SKILL / "SKILL.md")}
+FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
+PAGES = {page.name: page.read_text("utf-8") for page in FILES}
+COMMANDS = ("balance", "topup", "auto-topup", "upstream", "keys", "info")
 EXITS = ("0", "1", "2", "3", "4", "5", "6", "130")
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """The arguments of every `ops.py ...` in a page, spelled with a path or without."""
-    for match in re.finditer(r"(?:^|[ `/])ops\.py ([a-z-]+(?: [^\s`|#]+)*)", text, re.MULTILINE):
+    """The arguments of every `ops.py ...` in a page, spelled with a path or without, and
+    of every code span that is such arguments."""
+    for match in re.finditer(r"(?:^|[ `/])ops\.py ([a-z-]+(?: [^\s`|#;]+)*)", text, re.MULTILINE):
+        yield match[1].split()
+    for match in re.finditer(rf"`((?:{'|'.join(COMMANDS)})(?: [^`]*)?)`", text):
         yield match[1].split()
 
 
@@ -30,6 +35,7 @@ def help_text(*argv: str) -> str:
 
 
 STAND_INS = {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}
+UNFINISHED = (["keys", "--revoke"], ["upstream", "--set"])
 
 
 class CommandLines(SandboxTest):
@@ -46,20 +52,23 @@ class CommandLines(SandboxTest):
         spoken = [STAND_INS.get(word, word) for word in argv]
         spoken[-1] = spoken[-1].replace("new.key", os.path.join(self.folder, "new.key"))
         result = self.ops(*spoken, OPENROUTER_API_KEY="sk-or-v1-abcdef")
-        self.assertEqual(result.exit, 0, f"{argv}\n{result}")
+        expected = 4 if argv == ["balance", "--min", "20"] else 0
+        self.assertEqual(result.exit, expected, f"{argv}\n{result}")
 
     def test_those_of_the_pages_run(self) -> None:
         for name, text in PAGES.items():
             lines = list(command_lines(text))
-            self.assertGreater(len(lines), 5, name)
+            self.assertGreater(len(lines), 12, name)
             for argv in lines:
+                if argv in UNFINISHED:  # named, not shown: the arguments are elsewhere
+                    continue
                 with self.subTest(page=name, argv=argv):
                     self.setUp()
                     self.runs(argv)
                     self.doCleanups()
 
     def test_those_of_the_help_run(self) -> None:
-        for command in ("balance", "topup", "auto-topup", "upstream", "keys", "info"):
+        for command in COMMANDS:
             lines = list(command_lines(help_text(command).partition("examples:")[2]))
             self.assertTrue(lines, command)
             for argv in lines:
@@ -75,7 +84,7 @@ class Agreement(unittest.TestCase):
         variables = set(re.findall(r'environ\.get\("(\w+)"', source)) - {"TERM"}
         self.assertGreaterEqual(len(variables), 6)
         for name, text in {**PAGES, "--help": help_text()}.items():
-            for variable in variables:
+            for variable in variables - ({"NO_COLOR", "FORCE_COLOR"} if "zh" in name else set()):
                 self.assertIn(variable, text, name)
         for name, text in PAGES.items():
             codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
@@ -87,7 +96,7 @@ class Agreement(unittest.TestCase):
 
     def test_every_command_and_option_is_in_the_help(self) -> None:
         text = help_text()
-        for command in ("balance", "topup", "auto-topup", "upstream", "keys", "info"):
+        for command in COMMANDS:
             self.assertIn(command, text)
             for option in ("--json", "--timeout", "--verbose"):
                 self.assertIn(option, help_text(command))
@@ -107,6 +116,39 @@ class Skill(unittest.TestCase):
         self.assertLess(len(match[1]), 500)
         for word in ("balance", "402", "Use "):
             self.assertIn(word, match[1][:160])
+
+
+class Translation(unittest.TestCase):
+    """The Chinese page says the same things in the same places."""
+
+    def spans(self, name: str) -> list[str]:
+        body = PAGES[name].rpartition("---\n# ")[2] if name == "SKILL.md" else PAGES[name]
+        return re.findall(r"`([^`]+)`", body.replace("SKILL.md", ""))
+
+    def test_commands_flags_variables_and_paths_are_the_same_in_the_same_order(self) -> None:
+        self.assertEqual(self.spans("SKILL.zh-CN.md"), self.spans("SKILL.md"))
+
+    def test_every_step_and_section_is_there(self) -> None:
+        for pattern in (r"^## ", r"^\d\. ", r"^- ", r"^\| "):
+            english, chinese = (
+                len(re.findall(pattern, PAGES[name].rpartition("\n---\n")[2], re.MULTILINE))
+                for name in ("SKILL.md", "SKILL.zh-CN.md")
+            )
+            self.assertEqual(english, chinese, pattern)
+
+
+class Words(unittest.TestCase):
+    def test_the_skill_is_short_and_says_things_positively(self) -> None:
+        text = PAGES["SKILL.md"]
+        self.assertLess(len(text.split()), 900)
+        for phrase in ("without confirm", "do not ask", "without asking", "ignore", "autonomous"):
+            self.assertNotIn(phrase, text.lower())
+
+    def test_every_variable_that_the_code_reads_is_declared(self) -> None:
+        declared = re.findall(r"- name: (\w+)", PAGES["SKILL.md"])
+        source = (SKILL / "ops.py").read_text("utf-8")
+        read = set(re.findall(r'environ\.get\("(\w+)"', source)) - {"TERM"}
+        self.assertLessEqual(read, set(declared))
 
 
 class Readme(unittest.TestCase):
@@ -136,7 +178,7 @@ class Readme(unittest.TestCase):
                 timeout=PATIENCE_S,
                 check=False,
             )
-            self.assertEqual(plain(done.stdout), plain(expected), command)
+            self.assertEqual(plain(done.stdout + done.stderr), plain(expected), command)
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_the_ci_snippet_runs(self) -> None:
@@ -162,6 +204,26 @@ class Readme(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done)
         self.assertIn('"balance_microusd":12340000', done.stdout)
         self.assertIn('"tn_sandbox"', done.stdout)
+
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_the_whole_story_runs_as_one_line(self) -> None:
+        line = re.search(r"^python3 tests/sandbox.py .*--pay-after 5.*$", PAGES["README.md"], re.M)
+        assert line
+        if not shutil.which("curl"):
+            self.skipTest("needs curl")
+        script = line[0].replace("--pay-after 5", "--pay-after 1").replace("--wait 20", "--wait 3")
+        done = subprocess.run(
+            ["sh", "-c", script.replace("python3 ", f"{sys.executable} ")],
+            cwd=ROOT,
+            env=base_env(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        lines = done.stdout.splitlines()
+        self.assertEqual((lines[0], lines[-1]), ("chat: 402", "chat: 200"), done)
+        self.assertIn("Balance       $10.00", lines)
 
 
 def plain(text: str) -> str:

@@ -13,7 +13,8 @@ data goes down the page once.
     Outcomes   the exit codes: one class for each different next step
     Money      amounts in and out, in whole numbers with their unit
     Settings   the environment, variable by variable, in one value
-    Wire       one exchange; the rule for repeating; what a reply may be believed
+    Replies    what may be shown of a text, and believed of an answer
+    Wire       one exchange, and the one rule for repeating it
     Account    one short method for each endpoint: JSON in, a record out
     Views      a record as a report; a report as text or JSON
     Commands   one short function for each verb
@@ -291,16 +292,11 @@ def check_service_url(text: str, name: str, allow_http: bool) -> Url:
 _URL_HINT = "It looks like https://HOST, with :PORT and /PATH if needed; no user name, ? or #."
 
 
-# ── Wire: one exchange, the rule for repeating, what a reply may be believed ────
-# (urllib's opener follows redirects with the key in hand, opens file: and ftp:, and
-# cannot tell a write that never left from one that did; http.client under it can.)
+# ── Replies: what may be shown of a text, and believed of an answer ────────────
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_TEXT_CHARS = 300
+MAX_LINK_CHARS = 4096
 MAX_INTEGER = 2**63 - 1
-READ_ATTEMPTS = 3
-POLL_TIMEOUT_S = 10.0
-REPEATABLE_STATUSES = (429, 502, 503, 504)
 REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-correlation-id", "cf-ray")
 
 
@@ -340,43 +336,70 @@ def hide(text: str, secrets: Sequence[str]) -> str:
     return "<hidden>" if any(secret in plain for secret in secrets) else text
 
 
-class Believer:
-    """How much of one answer is believed, and what is raised where it is not.
+def parse_json(body: bytes) -> object:
+    """The JSON in a body. Raises ValueError for anything that strict JSON is not:
+    NaN, a name given twice (whose amount would count?), or no JSON at all."""
+    import json
 
-    `is_write` decides the class: nonsense after a read is BadReply, after a write
-    it is Uncertain, because the write may well have been carried out.
-    """
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
 
-    def __init__(
-        self, is_write: bool, secrets: Sequence[str], status: int, request_id: str | None
-    ) -> None:
-        self._kind = Uncertain if is_write else BadReply
-        self._secrets = secrets
-        self._status = status
-        self._request_id = request_id
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            raise ValueError("a name stands twice")
+        return fields
 
-    def show(self, text: str) -> str:
-        """The text as it may be shown: cleaned, secrets hidden, bounded."""
-        return shorten(hide(clean(text), self._secrets))
+    try:
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
-    def doubt(self, why: str) -> Failure:
-        """The error to raise about this answer."""
-        return self._kind(
-            f"the service's answer cannot be used: {why}",
-            http_status=self._status,
-            request_id=self._request_id,
-        )
+
+def error_text(body: bytes) -> str:
+    """What an error body says, in any of the shapes in use; empty if it is not JSON."""
+    try:
+        value = parse_json(body)
+    except ValueError:
+        return ""
+    for _ in range(2):
+        if isinstance(value, dict):
+            names = ("error", "message", "detail", "title")
+            value = next((value[name] for name in names if value.get(name)), "")
+    return value if isinstance(value, str) else ""
+
+
+def classify(status: int, is_write: bool) -> tuple[type[Failure], str, str]:
+    """The error that an HTTP status other than 2xx stands for: class, words, hint."""
+    if status in (401, 403):
+        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and for this service?"
+        return Unauthorized, "the service refused the API key", hint
+    if status == 402:
+        return PaymentRequired, "credit is used up", "{ops} topup --amount 10"
+    if status == 429:
+        return Unreachable, "the service asks for fewer calls", "Wait a little, then repeat."
+    if 300 <= status < 400:
+        hint = "Set CACHEFORGE_BASE_URL to the final address of the service."
+        return Refused, "the service answered with a redirect, and none is followed", hint
+    if 400 <= status < 500:
+        return Refused, "the service refused the request", ""
+    if is_write:
+        return Uncertain, "the write was sent, but the service failed to say what it did", ""
+    if status >= 500:
+        return Unreachable, "the service is failing", "Wait a little, then repeat."
+    return BadReply, "the service's answer has a status that means nothing here", ""
 
 
 class Reply:
     """A JSON object from the service. Each field is asked for by name and type:
     there are no defaults, `True` is no integer, and nothing is invented."""
 
-    def __init__(self, value: object, believer: Believer, name: str = "") -> None:
-        self._believer = believer
+    def __init__(self, value: object, answer: Answer, name: str = "") -> None:
+        self._answer = answer
         self._name = name
         if not isinstance(value, dict):
-            raise believer.doubt(f"{name or 'it'} is not an object")
+            raise answer.doubt(f"{name or 'it'} is not an object")
         self._fields = value
 
     def maybe(self, name: str, kind: type[T]) -> T | None:
@@ -385,21 +408,21 @@ class Reply:
         if value is None:
             return None
         if type(value) is not kind:  # isinstance would let True through as an integer
-            raise self._believer.doubt(f"{self._path(name)} has the wrong type")
+            raise self._answer.doubt(f"{self._path(name)} has the wrong type")
         return value
 
     def need(self, name: str, kind: type[T]) -> T:
         """The field, which must be there."""
         value = self.maybe(name, kind)
         if value is None:
-            raise self._believer.doubt(f"{self._path(name)} is missing")
+            raise self._answer.doubt(f"{self._path(name)} is missing")
         return value
 
     def maybe_integer(self, name: str) -> int | None:
         """An integer of at most 64 bits, or None."""
         value = self.maybe(name, int)
         if value is not None and abs(value) > MAX_INTEGER:
-            raise self._believer.doubt(f"{self._path(name)} is out of range")
+            raise self._answer.doubt(f"{self._path(name)} is out of range")
         return value
 
     def integer(self, name: str) -> int:
@@ -410,79 +433,141 @@ class Reply:
     def maybe_text(self, name: str) -> str | None:
         """Text fit to be shown, or None where there is none."""
         value = self.maybe(name, str)
-        return (self._believer.show(value) or None) if value else None
+        return (self._answer.show(value) or None) if value else None
 
     def text(self, name: str) -> str:
         """Text fit to be shown, and not empty."""
         self.need(name, str)
         value = self.maybe_text(name)
         if value is None:
-            raise self._believer.doubt(f"{self._path(name)} is empty")
+            raise self._answer.doubt(f"{self._path(name)} is empty")
         return value
 
     def token(self, name: str) -> str:
         """A key, to the letter: visible ASCII or nothing."""
         value = self.need(name, str)
         if not is_secret_token(value):
-            raise self._believer.doubt(f"{self._path(name)} is not a key")
+            raise self._answer.doubt(f"{self._path(name)} is not a key")
         return value
 
     def link(self, name: str, allow_loopback: bool) -> tuple[str, Url]:
         """A web address to the letter: https, or loopback where that is allowed."""
         value = self.need(name, str)
         try:
-            if len(value) > 4096 or self._believer.show(value) not in (value, shorten(value)):
+            if len(value) > MAX_LINK_CHARS or not self._answer.is_plain(value):
                 raise ValueError("not a usable link")
             url = Url(value)
         except ValueError:
-            raise self._believer.doubt(f"{self._path(name)} is not a plain web link") from None
+            raise self._answer.doubt(f"{self._path(name)} is not a plain web link") from None
         if url.scheme != "https" and not (allow_loopback and url.is_loopback):
-            raise self._believer.doubt(f"{self._path(name)} is not an https link")
+            raise self._answer.doubt(f"{self._path(name)} is not an https link")
         return value, url
 
     def child(self, name: str) -> Reply:
         """The object in a field."""
-        return Reply(self.need(name, dict), self._believer, self._path(name))
+        return Reply(self.need(name, dict), self._answer, self._path(name))
 
     def children(self, name: str) -> list[Reply]:
         """The objects in a list."""
         path = self._path(name)
-        return [Reply(item, self._believer, path) for item in self.need(name, list)]
+        return [Reply(item, self._answer, path) for item in self.need(name, list)]
 
     def _path(self, name: str) -> str:
         return f"{self._name}.{name}" if self._name else name
 
 
 class Answer:
-    """Status, headers and whole body of one HTTP response."""
+    """One HTTP response, whole, and how much of it is believed.
 
-    def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
+    Nonsense after a read is BadReply; after a write it is Uncertain, because the write
+    may well have been carried out.
+    """
 
-    def request_id(self, secrets: Sequence[str]) -> str | None:
-        """The name under which the service's operators can find this call."""
-        ids = (self.headers.get(name) for name in REQUEST_ID_HEADERS)
-        return next((shorten(hide(clean(i), secrets), 100) for i in ids if i), None)
+    def __init__(
+        self,
+        response: tuple[int, http.client.HTTPMessage, bytes],
+        is_write: bool,
+        secrets: Sequence[str],
+    ) -> None:
+        self.status, self._headers, self._body = response
+        self._is_write = is_write
+        self._secrets = secrets
+        ids = (self._headers.get(name) for name in REQUEST_ID_HEADERS)
+        self.request_id = next((self.show(text, 100) for text in ids if text), None)
 
-    def retry_after_s(self) -> int | None:
-        """What `Retry-After` asks for, in seconds; None where it says nothing usable."""
-        value = self.headers.get("Retry-After", "").strip()
-        if re.fullmatch("[0-9]{1,9}", value):
-            return int(value)
-        from email.utils import mktime_tz, parsedate_tz
+    def show(self, text: str, limit_chars: int = MAX_TEXT_CHARS) -> str:
+        """The text as it may be shown: cleaned, secrets hidden, bounded."""
+        return shorten(hide(clean(text), self._secrets), limit_chars)
 
+    def is_plain(self, text: str) -> bool:
+        """Whether the text could be shown as it is, to the letter and at any length."""
+        return hide(clean(text), self._secrets) == text
+
+    def doubt(self, why: str) -> Failure:
+        """The error to raise where this answer cannot be believed."""
+        return self._failure(
+            Uncertain if self._is_write else BadReply,
+            f"the service's answer cannot be used: {why}",
+        )
+
+    def reply(self, empty_ok: bool) -> Reply:
+        """The JSON object in a 2xx; with `empty_ok` an empty body is one without fields.
+
+        Raises the error of `classify` for any other status, and `doubt` for a 2xx
+        without an object.
+        """
+        if not 200 <= self.status < 300:
+            kind, words, hint = classify(self.status, self._is_write)
+            said = self.show(error_text(self._body))
+            message = f"{words} (HTTP {self.status}{': ' if said else ''}{said})"
+            raise self._failure(kind, message, hint)
+        if empty_ok and not self._body:
+            return Reply({}, self)
         try:
-            date = parsedate_tz(value)
-            wait_s = mktime_tz(date) - time.time() if date else -1.0
-        except (ValueError, OverflowError, OSError):
-            return None
-        return int(wait_s) + 1 if wait_s >= 0 else None
+            return Reply(parse_json(self._body), self)
+        except ValueError:
+            kind_of_body = self.show(self._headers.get_content_type())
+            size = len(self._body)
+            raise self.doubt(f"it is not JSON ({kind_of_body}, {size} bytes)") from None
+
+    def _failure(self, kind: type[Failure], message: str, hint: str = "") -> Failure:
+        return kind(
+            message,
+            hint=hint,
+            http_status=self.status,
+            request_id=self.request_id,
+            retry_after_s=retry_after_s(self._headers.get("Retry-After", "")),
+        )
 
 
-def read_answer(response: http.client.HTTPResponse) -> Answer:
-    """Read a response to its end. Raises IncompleteRead where it was cut short."""
+def retry_after_s(value: str) -> int | None:
+    """What a `Retry-After` asks for, in seconds; None where it says nothing usable."""
+    if re.fullmatch("[0-9]{1,9}", value.strip()):
+        return int(value)
+    from email.utils import mktime_tz, parsedate_tz
+
+    try:
+        date = parsedate_tz(value)
+        wait_s = mktime_tz(date) - time.time() if date else -1.0
+    except (ValueError, OverflowError, OSError):
+        return None
+    return int(wait_s) + 1 if wait_s >= 0 else None
+
+
+# ── Wire: one exchange, and the one rule for repeating it ──────────────────────
+# (urllib's opener follows redirects with the key in hand, opens file: and ftp:, and
+# cannot tell a write that never left from one that did; http.client under it can.)
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+READ_ATTEMPTS = 3
+POLL_TIMEOUT_S = 10.0
+REPEATABLE_STATUSES = (429, 502, 503, 504)
+
+
+def read_response(
+    response: http.client.HTTPResponse,
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Status, headers and body, to the end. Raises IncompleteRead if that came early."""
     from http.client import HTTPException, IncompleteRead
 
     blocks: list[bytes] = []
@@ -498,7 +583,7 @@ def read_answer(response: http.client.HTTPResponse) -> Answer:
     unframed = response.length is None and not response.chunked and response.status != 204
     if response.length or (unframed and size == 0):  # read(n) says nothing of a cut body
         raise IncompleteRead(b"")
-    return Answer(response.status, response.headers, b"".join(blocks))
+    return response.status, response.headers, b"".join(blocks)
 
 
 class Exchange:
@@ -526,11 +611,13 @@ class Exchange:
         self._left = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = False
-        self.answer: Answer | None = None
+        self.response: tuple[int, http.client.HTTPMessage, bytes] | None = None
         self.error: BaseException | None = None
 
     def run(self, seconds: float) -> None:
-        """Do it, for `seconds` at the most; then `sent`, `answer` and `error` tell."""
+        """Do it, for `seconds` at the most; then `sent`, `response` and `error` tell."""
+        if seconds <= 0:
+            return
         end = time.monotonic() + seconds
         try:
             self._thread.start()
@@ -551,7 +638,7 @@ class Exchange:
             method, target, body, headers = self._request
             self._connection.request(method, target, body, headers)
             with self._connection.getresponse() as response:
-                self.answer = read_answer(response)
+                self.response = read_response(response)
         except BaseException as error:
             self.error = error
         finally:
@@ -634,89 +721,6 @@ def open_connection(base: Url, proxy: Proxy | None, timeout_s: float) -> http.cl
     return connection
 
 
-def parse_json(body: bytes) -> object:
-    """The JSON in a body. Raises ValueError for anything that strict JSON is not:
-    NaN, a name given twice (whose amount would count?), or no JSON at all."""
-    import json
-
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            raise ValueError("a name stands twice")
-        return fields
-
-    try:
-        text = body.decode("utf-8-sig")
-        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def error_text(body: bytes) -> str:
-    """What an error body says, in any of the shapes in use; empty if it is not JSON."""
-    try:
-        value = parse_json(body)
-    except ValueError:
-        return ""
-    for _ in range(2):
-        if isinstance(value, dict):
-            names = ("error", "message", "detail", "title")
-            value = next((value[name] for name in names if value.get(name)), "")
-    return value if isinstance(value, str) else ""
-
-
-def classify(status: int, is_write: bool) -> tuple[type[Failure], str, str]:
-    """The error that an HTTP status other than 2xx stands for: class, words, hint."""
-    if status in (401, 403):
-        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and for this service?"
-        return Unauthorized, "the service refused the API key", hint
-    if status == 402:
-        return PaymentRequired, "credit is used up", "{ops} topup --amount 10"
-    if status == 429:
-        return Unreachable, "the service asks for fewer calls", "Wait a little, then repeat."
-    if 300 <= status < 400:
-        hint = "Set CACHEFORGE_BASE_URL to the final address of the service."
-        return Refused, "the service answered with a redirect, and none is followed", hint
-    if 400 <= status < 500:
-        return Refused, "the service refused the request", ""
-    if is_write:
-        return Uncertain, "the write was sent, but the service failed to say what it did", ""
-    if status >= 500:
-        return Unreachable, "the service is failing", "Wait a little, then repeat."
-    return BadReply, "the service's answer has a status that means nothing here", ""
-
-
-def judge(answer: Answer, is_write: bool, secrets: Sequence[str], empty_ok: bool = False) -> Reply:
-    """The reply in an answer, or the error of `classify` raised.
-
-    Raises BadReply or Uncertain too, where a 2xx carries no JSON object. With
-    `empty_ok` an empty body counts as an object without fields.
-    """
-    request_id = answer.request_id(secrets)
-    believer = Believer(is_write, secrets, answer.status, request_id)
-    if 200 <= answer.status < 300:
-        if empty_ok and not answer.body:
-            return Reply({}, believer)
-        try:
-            return Reply(parse_json(answer.body), believer)
-        except ValueError:
-            kind = believer.show(answer.headers.get_content_type())
-            size = len(answer.body)
-            raise believer.doubt(f"it is not JSON ({kind}, {size} bytes)") from None
-    kind_of_failure, words, hint = classify(answer.status, is_write)
-    said = believer.show(error_text(answer.body))
-    raise kind_of_failure(
-        f"{words} (HTTP {answer.status}{': ' if said else ''}{said})",
-        hint=hint,
-        http_status=answer.status,
-        request_id=request_id,
-        retry_after_s=answer.retry_after_s(),
-    )
-
-
 def explain(error: BaseException | None, where: str, timeout_s: float) -> str:
     """Why there is no answer, in our words: exception texts may quote what was sent."""
     if error is None or type(error).__name__ in ("TimeoutError", "timeout"):  # 3.9's own name
@@ -792,7 +796,7 @@ class Wire:
         """One account call. A GET is tried up to three times while that can help;
         anything else is sent once.
 
-        Raises what `judge` raises, Unreachable if nothing came of it, or Uncertain
+        Raises what `Answer.reply` raises, Unreachable if nothing came of it, or Uncertain
         if a write was sent and its answer lost.
         """
         attempt = 0
@@ -833,17 +837,19 @@ class Wire:
             took_s = time.monotonic() - began
             self._left_s -= took_s
             self.wrote = self.wrote or (is_write and exchange.sent)
-        answer = exchange.answer
-        status = answer.status if answer else "no answer"
-        request_id = answer.request_id(self._secrets) if answer else None
-        self._trace(f"{method} {path}: {status}, {took_s * 1000:.0f} ms, id {request_id or '-'}")
-        if answer is None:
+        if exchange.response is None:
+            self._tell(method, path, "no answer", took_s, None)
             raise self._no_answer(exchange, where, is_write)
+        answer = Answer(exchange.response, is_write, self._secrets)
+        self._tell(method, path, str(answer.status), took_s, answer.request_id)
         try:
-            return judge(answer, is_write, self._secrets, empty_ok)
+            return answer.reply(empty_ok)
         except (Refused, Unauthorized, PaymentRequired, Unreachable):
             self.wrote = False
             raise
+
+    def _tell(self, method: str, path: str, what: str, took_s: float, name: str | None) -> None:
+        self._trace(f"{method} {path}: {what}, {took_s * 1000:.0f} ms, id {name or '-'}")
 
     def _exchange(self, method: str, path: str, body: Json | None) -> tuple[Exchange, str]:
         import json
