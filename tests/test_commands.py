@@ -240,8 +240,8 @@ class Keys(SandboxTest):
 
     def test_text(self) -> None:
         lines = self.ok("keys").out.splitlines()
-        self.assertEqual(lines[0].split(), ["ID", "Prefix", "Created", "Label"])
-        self.assertIn("(in use here)", lines[1])
+        self.assertEqual(lines[0].split(), ["ID", "Prefix", "Created", "State", "Label"])
+        self.assertRegex(lines[1], "2026-01-02 03:04  in use here  sandbox$")
 
     def test_json(self) -> None:
         (key,) = self.ok("keys", "--json").json["keys"]
@@ -276,7 +276,7 @@ class Keys(SandboxTest):
         made = self.box.books.keys[-1]
         self.assertEqual(found, {"revoked": {"id": key_id, "prefix": made.prefix, "label": None}})
         self.assertEqual(self.box.calls("POST")[-1], f"POST /v1/account/keys/{key_id}/revoke")
-        self.assertIn(f"(revoked {(made.revoked_at or '')[:10]})", self.ok("keys").out)
+        self.assertIn(f"revoked {(made.revoked_at or '')[:10]}", self.ok("keys").out)
 
     def test_a_revoked_key_is_refused_from_then_on(self) -> None:
         self.add_key()

@@ -344,7 +344,7 @@ class WriteThenLost(FaultTest):
             "topup": ("balance", "costs nothing"),
             "auto_topup_enable": ("auto-topup", "safe"),
             "upstream_set": ("upstream", "safe"),
-            "keys_create": ("keys", "revoke it before you make another"),
+            "keys_create": ("keys", "revoked before another is made"),
             "keys_revoke": ("keys", "safe"),
         }.items():
             del self.box.requests[:]

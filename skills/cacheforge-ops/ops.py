@@ -1271,21 +1271,24 @@ def display_width(text: str) -> int:
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def key_note(key: Key) -> str:
-    """What a reader of the list should know of a key beyond its columns."""
-    notes = [key["label"] or ""]
-    if key["in_use"]:
-        notes.append("(in use here)")
+def key_state(key: Key) -> str:
+    """Whether a key still works, and whether it is the one that works here."""
     if key["revoked_at"]:
-        notes.append(f"(revoked {key['revoked_at'][:10]})")
-    return " ".join(note for note in notes if note)
+        return f"revoked {key['revoked_at'][:10]}"
+    return "in use here" if key["in_use"] else "active"
 
 
 def keys_report(keys: list[Key]) -> Report:
     """All keys, a line each."""
-    heading = ("ID", "Prefix", "Created", "Label")
+    heading = ("ID", "Prefix", "Created", "State", "Label")
     cells = [
-        (key["id"], key["prefix"] or "-", (key["created_at"] or "-")[:10], key_note(key))
+        (
+            key["id"],
+            key["prefix"] or "-",
+            (key["created_at"] or "-")[:16].replace("T", " "),
+            key_state(key),
+            key["label"] or "",
+        )
         for key in keys
     ]
     return Report({"keys": keys}, lines=table([heading, *cells]) if keys else ["No API keys."])
@@ -1434,6 +1437,8 @@ def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]
         )
         yield balance_report(billing, enough=enough, next=None if enough else again)
         return
+    if args.wait_s:
+        session.world.note("Credit is there already; --min USD waits for more.")
     required = args.min_cents is not None
     next_step = None if enough else "topup --amount 10"
     yield balance_report(billing, enough=enough or not required, next=next_step)
@@ -1712,18 +1717,16 @@ def show_info(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     yield tenant_report(session.account.tenant(), settings.base_url, settings.mask_key())
 
 
-# What to say when a write may have been carried out and its result is not known.
+# What shows whether a write was carried out when its result is not known, and what a
+# repeat risks. Each can be pasted into a shell as it stands.
 IF_UNCERTAIN: dict[object, str] = {
-    make_topup: "An unpaid link costs nothing, so it is safe to run topup again;"
-    " {ops} balance shows what was paid.",
-    enable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
-    " (setting the same rule again is safe).",
-    disable_auto_topup: "To see the rule that is stored: {ops} auto-topup"
-    " (disabling again is safe).",
-    set_upstream: "To see what is stored: {ops} upstream (setting the same again is safe).",
-    create_key: "To see whether a key was made: {ops} keys"
-    " (nobody holds its secret: revoke it before you make another).",
-    revoke_key: "To see whether the key is gone: {ops} keys (revoking it again is safe).",
+    make_topup: "{ops} balance  # an unpaid link costs nothing: topup can be run again",
+    enable_auto_topup: "{ops} auto-topup  # shows the rule; setting it again is safe",
+    disable_auto_topup: "{ops} auto-topup  # shows the rule; disabling again is safe",
+    set_upstream: "{ops} upstream  # shows what is stored; setting it again is safe",
+    create_key: "{ops} keys  # if it shows a new key, nobody has its secret: to be revoked"
+    " before another is made",
+    revoke_key: "{ops} keys  # shows whether it is gone; revoking again is safe",
 }
 
 
@@ -1876,12 +1879,14 @@ def add_topup(parser: Parser) -> None:
         "--amount",
         type=whole_dollars,
         dest="amount_cents",
+        metavar="USD",
         default=10 * CENTS_PER_USD,
         help="whole dollars, such as 25, 25usd or 2500c (default 10)",
     )
     parser.add_argument(
         "--method",
         type=one_of(*METHODS),
+        metavar="METHOD",
         default="stripe",
         help="stripe (card) or crypto (default stripe)",
     )
@@ -1922,12 +1927,14 @@ def add_auto_topup(parser: Parser) -> None:
         "--threshold",
         type=auto_topup_cents,
         dest="threshold_cents",
+        metavar="CENTS",
         help="charge when the balance falls below this: cents, or 2usd (default 200)",
     )
     parser.add_argument(
         "--amount",
         type=auto_topup_cents,
         dest="amount_cents",
+        metavar="CENTS",
         help="charge this much at a time: cents, or 10usd (default 1000)",
     )
     add_dry_run(parser)
@@ -1938,7 +1945,9 @@ def add_upstream(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="store_const", dest="run", const=set_upstream, help="set what is given"
     )
-    parser.add_argument("--kind", type=one_of(*KINDS), help=f"the provider: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--kind", type=one_of(*KINDS), metavar="KIND", help=f"the provider: {', '.join(KINDS)}"
+    )
     parser.add_argument("--base-url", metavar="URL", help="its address")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -2022,7 +2031,7 @@ COMMANDS: tuple[tuple[str, object, Callable[[Parser], None], str, tuple[str, ...
         list_keys,
         add_keys,
         "list, make or revoke API keys",
-        ("", " --create", " --create --save new.key", " --revoke KEY_ID --yes"),
+        ("", " --create --save new.key", " --create", " --revoke KEY_ID --yes"),
     ),
     ("info", show_info, lambda _: None, "show the tenant, and what this program is set to", ("",)),
 )

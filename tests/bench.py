@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""What a start costs, how much an agent has to read, and what a fleet does to the service.
+
+    python3 tests/bench.py                          the table, on the Python that runs it
+    python3 tests/bench.py --quick                  fewer runs
+    python3 tests/bench.py --against "python3 old/ops.py"    another client beside it
+    python3 tests/bench.py --fleet 10000            many agents at once, on a virtual clock
+    python3 tests/bench.py --json                   the figures for a machine
+
+Standard library only. Commands are run in turn, A B A B, as whole processes; figures are
+medians with their range, and ratios are taken pair by pair, so that a machine whose speed
+drifts does not decide. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import heapq
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from sandbox import OPS, Key, Sandbox
+
+sys.path.insert(0, str(OPS.parent))
+
+import ops
+
+FLOOR = """\
+import argparse, json, os, urllib.request
+parser = argparse.ArgumentParser()
+parser.add_argument("command")
+args = parser.parse_args()
+request = urllib.request.Request(
+    os.environ["CACHEFORGE_BASE_URL"] + "/v1/account/billing",
+    headers={"Authorization": "Bearer " + os.environ["CACHEFORGE_API_KEY"]})
+with urllib.request.urlopen(request) as response:
+    billing = json.load(response)["billing"]
+print(args.command, billing["creditBalanceMicrousd"] / 1_000_000)
+"""
+LOADS = "import json, sys; json.loads(open(sys.argv[1], 'rb').read())"
+
+
+class Run(NamedTuple):
+    """One finished process."""
+
+    cpu_ms: float
+    wall_ms: float
+    peak_mib: float
+    out_bytes: int
+
+
+class Figure(NamedTuple):
+    """A measured thing beside its floor and its goal."""
+
+    name: str
+    ours: str
+    floor: str
+    ratio: float | None
+    goal: str
+
+
+def run(command: Sequence[str], env: dict[str, str]) -> Run:
+    """Run a command as a whole process, its output into a file, as into a pipe."""
+    with tempfile.TemporaryFile() as out, open(os.devnull, "wb") as nowhere:
+        began = time.perf_counter()
+        child = subprocess.Popen(command, stdout=out, stderr=nowhere, env=env)
+        if hasattr(os, "wait4"):
+            _, _, used = os.wait4(child.pid, 0)
+            child.returncode = 0
+            cpu_ms = (used.ru_utime + used.ru_stime) * 1000
+            peak_mib = used.ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+        else:
+            child.wait()
+            cpu_ms = peak_mib = float("nan")
+        wall_ms = (time.perf_counter() - began) * 1000
+        return Run(cpu_ms, wall_ms, peak_mib, out.seek(0, os.SEEK_END))
+
+
+def in_turn(commands: Sequence[Sequence[str]], env: dict[str, str], rounds: int) -> list[list[Run]]:
+    """The commands run in turn, after a warm-up each; a list of runs for each."""
+    for command in commands:
+        run(command, env)
+    runs: list[list[Run]] = [[] for _ in commands]
+    for _ in range(rounds):
+        for command, results in zip(commands, runs):
+            results.append(run(command, env))
+    return runs
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """A median with its range."""
+    return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f}) {unit}"
+
+
+def compare(name: str, runs: Sequence[list[Run]], field: str, unit: str, goal: str) -> Figure:
+    """The first command's figure beside the second's."""
+    ours, floor = ([getattr(one, field) for one in results] for results in runs[:2])
+    ratio = median(a / b for a, b in zip(ours, floor))
+    return Figure(name, spread(ours, unit), spread(floor, unit), ratio, goal)
+
+
+def starts(env: dict[str, str], ours: Sequence[str], rounds: int) -> Iterator[Figure]:
+    """What each kind of start costs, beside the least that Python could do."""
+    python = sys.executable
+    with tempfile.TemporaryDirectory() as folder:
+        floor = Path(folder) / "floor.py"
+        floor.write_text(FLOOR, "utf-8")
+        runs = in_turn([[*ours, "balance"], [python, str(floor), "balance"]], env, rounds)
+    yield compare("`balance`, CPU", runs, "cpu_ms", "ms", "1.00, at most 1.05")
+    yield compare("`balance`, wall", runs, "wall_ms", "ms", "1.00, at most 1.05")
+    yield compare("`balance`, peak memory", runs, "peak_mib", "MiB", "1.05")
+    nobody = {name: value for name, value in env.items() if name != "CACHEFORGE_API_KEY"}
+    bare = [python, "-c", "import argparse"]
+    for name, argv, its_env in (
+        ("`--help`", ["--help"], env),
+        ("`--version`", ["--version"], env),
+        ("a usage error", ["topup", "--amount", "ten"], env),
+        ("a missing key", ["balance"], nobody),
+    ):
+        runs = in_turn([[*ours, *argv], bare], its_env, rounds)
+        yield compare(f"{name}, CPU", runs, "cpu_ms", "ms", "1.25")
+
+
+def sizes(env: dict[str, str], ours: Sequence[str]) -> Iterator[Figure]:
+    """How many bytes the commands print into a pipe, as text and as JSON."""
+    for argv, goal in (("balance", 150), ("topup", 400), ("keys", 250), ("info", 200)):
+        text = run([*ours, argv], env).out_bytes
+        data = run([*ours, argv, "--json"], env).out_bytes
+        name = "`keys` (3)" if argv == "keys" else f"`{argv}`"
+        yield Figure(f"{name}, text", f"{text} bytes", "-", None, f"{goal} bytes")
+        yield Figure(f"{name}, JSON", f"{data} bytes", "-", None, f"{goal * 3 // 2} bytes")
+
+
+def reading(ours: Sequence[str]) -> Figure:
+    """All that an agent reads to settle a 402: the skill, and what its three steps print."""
+    total = len((OPS.parent / "SKILL.md").read_bytes())
+    with Sandbox("0", pay_after_s=0) as box:
+        env = {**os.environ, **box.env}
+        for argv in (["balance"], ["topup", "--amount", "10"], ["balance", "--wait"]):
+            total += run([*ours, *argv], env).out_bytes
+    return Figure("settling a 402, all that is read", f"{total} bytes", "-", None, "7500 bytes")
+
+
+def many_keys(ours: Sequence[str], rounds: int) -> Iterator[Figure]:
+    """`keys` on lists of three sizes, beside json.loads of the same reply."""
+    for count in (10, 1_000, 100_000):
+        with Sandbox() as box, tempfile.TemporaryDirectory() as folder:
+            books = box.books
+            books.keys += [
+                Key(f"key_{n}", f"cf_{n:032}", "ci", "2026-01-02T03:04:05Z")
+                for n in range(count - 1)
+            ]
+            reply = Path(folder) / "keys.json"
+            reply.write_text(json.dumps(box.service.keys(None)), "utf-8")
+            env = {**os.environ, **box.env}
+            floor = [sys.executable, "-c", LOADS, str(reply)]
+            runs = in_turn([[*ours, "keys"], floor], env, max(3, rounds // 4))
+        limits = ("3", "2") if count == 100_000 else ("linear", "linear")
+        yield compare(f"`keys` ({count:,}), CPU", runs, "cpu_ms", "ms", limits[0])
+        yield compare(f"`keys` ({count:,}), memory", runs, "peak_mib", "MiB", limits[1])
+
+
+def looks(wait_s: float) -> list[float]:
+    """The seconds at which one wait looks at the balance, by the tool's own schedule."""
+    at, times = 0.0, [0.0]
+    end = ops.wait_end_s(wait_s)
+    while at < end:
+        at = min(end, at + ops.poll_gap_s(at, len(times) - 1))
+        times.append(at)
+    return times
+
+
+def waits(count: int) -> Iterator[Figure]:
+    """Looks per minute, and how long after a payment a wait ends."""
+    early, late, lags = [], [], []
+    for _ in range(count):
+        times = looks(600)
+        early.append(sum(t <= 60 for t in times))
+        late.append(sum(60 < t <= 600 for t in times) / 9)
+        paid = random.uniform(0, 100)
+        lags.append(next(t for t in times if t >= paid) - paid)
+    yield Figure("looks in a wait's first minute", spread(early, ""), "-", None, "12")
+    yield Figure("looks per minute after that", spread(late, ""), "-", None, "6")
+    yield Figure("from payment to exit", spread(lags, "s"), "-", None, "5 s (median)")
+
+
+def fleet(agents: int, wait_s: float = 100, outage_s: float = 60) -> list[tuple[str, Counter[int]]]:
+    """Requests in each second, of many agents who begin in the same one."""
+    waiting: Counter[int] = Counter()
+    for _ in range(agents):
+        waiting.update(int(t) for t in looks(wait_s)[1:])
+    return [
+        ("waits that begin together", waiting),
+        ("reads retried through an outage", retried_reads(agents, outage_s)),
+    ]
+
+
+def retried_reads(agents: int, outage_s: float) -> Counter[int]:
+    """Requests in each second of agents that run `balance` again and again, a second
+    after each failure, while the service is down for a while."""
+    seconds: Counter[int] = Counter()
+    queue = [(0.0, 0, number) for number in range(agents)]
+    while queue:
+        at, attempt, number = heapq.heappop(queue)
+        seconds[int(at)] += 1
+        if at >= outage_s:
+            continue
+        if attempt + 1 < ops.READ_ATTEMPTS:
+            again = at + ops.retry_delay_s(attempt, None)
+            heapq.heappush(queue, (again, attempt + 1, number))
+    return seconds
+
+
+def show_fleet(agents: int) -> None:
+    """Print the requests per second over time."""
+    for name, seconds in fleet(agents):
+        later = {second: count for second, count in seconds.items() if second > 7}
+        mean = sum(later.values()) / max(1, max(later, default=0) - 7)
+        print(f"\n{agents:,} agents, {name}: requests in each second")
+        for second in range(max(seconds) + 1):
+            bar = "#" * round(60 * seconds[second] / max(seconds.values()))
+            print(f"{second:4} {seconds[second]:7,} {bar}")
+        print(
+            f"mean after the first looks {mean:,.0f}/s, most {max(later.values(), default=0):,}/s"
+        )
+
+
+def table(figures: Sequence[Figure], others: dict[str, str]) -> str:
+    """The figures as a Markdown table."""
+    heads = ["figure", "ours", "floor", "ratio", "goal"] + (["other"] if others else [])
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for figure in figures:
+        ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
+        cells = [figure.name, figure.ours, figure.floor, ratio, figure.goal]
+        if others:
+            cells.append(others.get(figure.name, "-"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measure(ours: Sequence[str], rounds: int, whole: bool) -> list[Figure]:
+    """All figures; without `whole` only those that any client of the service has."""
+    with Sandbox() as box:
+        box.service.create_key({})
+        box.service.create_key({})
+        env = {**os.environ, **box.env}
+        figures = [*starts(env, ours, rounds), *sizes(env, ours)]
+    figures += many_keys(ours, rounds)
+    if whole:
+        figures += [reading(ours), *waits(2000)]
+    return figures
+
+
+def machine() -> str:
+    """The machine and the Python that were measured."""
+    model = ""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = f", {found[1]}" if found else ""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"Python {version}, {sys.platform}{model}, {os.cpu_count()} CPUs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Measure ops.py; judge nothing.")
+    parser.add_argument("--quick", action="store_true", help="fewer runs")
+    parser.add_argument("--against", metavar="COMMAND", help="another client, put beside it")
+    parser.add_argument("--fleet", type=int, metavar="N", help="simulate N agents, no network")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
+    options = parser.parse_args(argv)
+    if options.fleet:
+        show_fleet(options.fleet)
+        return 0
+    rounds = 5 if options.quick else 25
+    figures = measure([sys.executable, str(OPS)], rounds, whole=True)
+    others: dict[str, str] = {}
+    if options.against:
+        for figure in measure(shlex.split(options.against), rounds, whole=False):
+            ratio = "" if figure.ratio is None else f", ratio {figure.ratio:.2f}"
+            others[figure.name] = figure.ours + ratio
+    if options.json:
+        rows: list[Any] = [figure._asdict() for figure in figures]
+        print(json.dumps({"machine": machine(), "figures": rows, "against": others}))
+    else:
+        print(f"{machine()}; medians of {rounds} runs in turn\n\n{table(figures, others)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
