@@ -241,7 +241,7 @@ class Keys(SandboxTest):
     def test_text(self) -> None:
         lines = self.ok("keys").out.splitlines()
         self.assertEqual(lines[0].split(), ["ID", "Prefix", "Created", "State", "Label"])
-        self.assertRegex(lines[1], "2026-01-02 03:04  in use here  sandbox$")
+        self.assertRegex(lines[1], "2026-01-02 03:04  active, in use here  sandbox$")
 
     def test_json(self) -> None:
         (key,) = self.ok("keys", "--json").json["keys"]
@@ -318,7 +318,7 @@ class Keys(SandboxTest):
 class Info(SandboxTest):
     def test_text(self) -> None:
         result = self.ok("info")
-        for part in ("Sandbox Inc. (tn_sandbox)", "active", self.box.url, "cf_...cdef"):
+        for part in ("tn_sandbox (Sandbox Inc.)", "active", self.box.url, "cf_...cdef"):
             self.assertIn(part, result.out)
 
     def test_json(self) -> None:

@@ -32,6 +32,16 @@ class Least(SandboxTest):
             self.assertIn("$12.34", result.out)
             self.assertIn("Next: ", result.out)
 
+    def test_what_is_missing_is_told_and_the_next_step_covers_it(self) -> None:
+        for least, short, usd in (
+            ("12.35", "$0.01", 10),
+            ("23", "$10.66", 11),
+            ("40", "$27.66", 28),
+        ):
+            result = self.ops("balance", "--min", least)
+            self.assertIn(f"Short by      {short}\n", result.out)
+            self.assertTrue(result.out.endswith(f"topup --amount {usd}\n"), result.out)
+
     def test_the_comparison_is_exact_to_the_microdollar(self) -> None:
         self.box.books.credit("a sliver", -1)
         self.assertEqual(self.ops("balance", "--min", "12.34").exit, 4)

@@ -373,7 +373,7 @@ def error_text(body: bytes) -> str:
 def classify(status: int, is_write: bool) -> tuple[type[Failure], str, str]:
     """The error that an HTTP status other than 2xx stands for: class, words, hint."""
     if status in (401, 403):
-        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and for this service?"
+        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and of the right account?"
         return Unauthorized, "the service refused the API key", hint
     if status == 402:
         return PaymentRequired, "credit is used up", "{ops} topup --amount 10"
@@ -395,6 +395,8 @@ class Reply:
     """A JSON object from the service. Each field is asked for by name and type:
     there are no defaults, `True` is no integer, and nothing is invented."""
 
+    __slots__ = ("_answer", "_fields", "_name")
+
     def __init__(self, value: object, answer: Answer, name: str = "") -> None:
         self._answer = answer
         self._name = name
@@ -404,12 +406,10 @@ class Reply:
 
     def maybe(self, name: str, kind: type[T]) -> T | None:
         """The field, or None where it is absent or null."""
-        value = self._fields.get(name)
-        if value is None:
-            return None
-        if type(value) is not kind:  # isinstance would let True through as an integer
-            raise self._answer.doubt(f"{self._path(name)} has the wrong type")
-        return value
+        value: T | None = self._fields.get(name)
+        if value is None or type(value) is kind:  # isinstance lets True pass as an integer
+            return value
+        raise self._answer.doubt(f"{self._path(name)} has the wrong type")
 
     def need(self, name: str, kind: type[T]) -> T:
         """The field, which must be there."""
@@ -476,6 +476,13 @@ class Reply:
         return f"{self._name}.{name}" if self._name else name
 
 
+def is_harmless(body: bytes, secrets: Sequence[str]) -> bool:
+    """Whether no string in a JSON body needs cleaning or hiding, seen at one glance: a
+    list of 100,000 keys would otherwise be looked through letter by letter."""
+    plain = body.isascii() and not any(mark in body for mark in (b"\\", b"%", b"\x7f"))
+    return plain and not any(secret.encode() in body for secret in secrets)
+
+
 class Answer:
     """One HTTP response, whole, and how much of it is believed.
 
@@ -492,11 +499,15 @@ class Answer:
         self.status, self._headers, self._body = response
         self._is_write = is_write
         self._secrets = secrets
+        self._is_harmless = is_harmless(self._body, secrets)
         ids = (self._headers.get(name) for name in REQUEST_ID_HEADERS)
-        self.request_id = next((self.show(text, 100) for text in ids if text), None)
+        found = next(filter(None, ids), None)
+        self.request_id = shorten(hide(clean(found), secrets), 100) if found else None
 
     def show(self, text: str, limit_chars: int = MAX_TEXT_CHARS) -> str:
         """The text as it may be shown: cleaned, secrets hidden, bounded."""
+        if len(text) <= limit_chars and self._is_harmless:
+            return text
         return shorten(hide(clean(text), self._secrets), limit_chars)
 
     def is_plain(self, text: str) -> bool:
@@ -1089,7 +1100,7 @@ def read_back(read: Callable[[], T]) -> T:
 def is_prefix_of(prefix: str | None, api_key: str) -> bool | None:
     """Whether a listed prefix, perhaps masked as `cf_ab12...`, is that of `api_key`;
     None where it is too short to tell one key from another."""
-    shown = re.sub("[.*\u2026]+$", "", prefix or "")
+    shown = (prefix or "").rstrip(".*\u2026")
     return api_key.startswith(shown) if len(shown) > len("cfk_") else None
 
 
@@ -1122,8 +1133,8 @@ class Report:
         exit: int = 0,
     ) -> None:
         self.data = data
-        self.rows = rows
-        self.lines = lines
+        self.rows = list(rows)
+        self.lines = list(lines)
         self.good = good
         self.secret = secret
         self.if_lost = if_lost
@@ -1243,20 +1254,26 @@ def auto_topup_report(billing: Billing, just_enabled: bool = False) -> Report:
     )
 
 
-def upstream_report(upstream: Upstream) -> Report:
+def upstream_report(upstream: Upstream, just_set: bool = False) -> Report:
     """The provider, without its key."""
     rows = [("Upstream", upstream["kind"] or "not configured")]
     if upstream["base_url"]:
         rows.append(("Base URL", upstream["base_url"]))
-    return Report({**upstream}, rows=rows, good=upstream["configured"])
+    lines = ["Set, and read back; the service shows no provider's key."] if just_set else []
+    return Report({**upstream}, rows=rows, lines=lines, good=upstream["configured"])
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns aligned by what a terminal shows: wide characters count two."""
-    widths = [max(map(display_width, column)) for column in zip(*rows)]
+    plain = all(all(map(str.isascii, row)) for row in rows)
+    width_of = len if plain else display_width
+    widths = [max(map(width_of, column)) for column in zip(*rows)]
+    if plain:
+        line = "  ".join(f"{{:{width}}}" for width in widths)
+        return [line.format(*row).rstrip() for row in rows]
     return [
         "  ".join(
-            cell + " " * (width - display_width(cell)) for cell, width in zip(row, widths)
+            cell + " " * (width - width_of(cell)) for cell, width in zip(row, widths)
         ).rstrip()
         for row in rows
     ]
@@ -1275,7 +1292,7 @@ def key_state(key: Key) -> str:
     """Whether a key still works, and whether it is the one that works here."""
     if key["revoked_at"]:
         return f"revoked {key['revoked_at'][:10]}"
-    return "in use here" if key["in_use"] else "active"
+    return "active, in use here" if key["in_use"] else "active"
 
 
 def keys_report(keys: list[Key]) -> Report:
@@ -1343,14 +1360,13 @@ def key_words(name: str, *details: str | None) -> str:
 
 def tenant_report(tenant: Tenant, base_url: str, masked_key: str) -> Report:
     """The tenant, and what this program is set to."""
-    name = f"{tenant['name']} ({tenant['id']})" if tenant["name"] else tenant["id"]
     keys = tenant["active_keys"]
     upstream = tenant["upstream_configured"]
     upstream_text = {None: "unknown", True: "configured", False: "not configured"}[upstream]
     return Report(
         {"tenant": tenant, "base_url": base_url, "api_key": masked_key},
         rows=[
-            ("Tenant", name),
+            ("Tenant", key_words(tenant["id"], tenant["name"])),
             ("Status", tenant["status"]),
             ("Upstream", upstream_text),
             ("Active keys", "unknown" if keys is None else str(keys)),
@@ -1377,6 +1393,7 @@ def rehearsal_report(rehearsed: Rehearsed) -> Report:
 
 # ── Commands: one short function for each verb, yielding reports ────────────────
 
+DEFAULT_TOPUP_USD = 10
 DEFAULT_THRESHOLD_CENTS = 200
 DEFAULT_AUTO_TOPUP_CENTS = 1000
 DEFAULT_WAIT_S = 100.0  # under the 120 s at which common agent shells cut a command off
@@ -1439,9 +1456,19 @@ def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]
         return
     if args.wait_s:
         session.world.note("Credit is there already; --min USD waits for more.")
+    short_microusd = least_microusd - billing["balance_microusd"]
+    next_step = None if enough else f"topup --amount {enough_usd(short_microusd)}"
     required = args.min_cents is not None
-    next_step = None if enough else "topup --amount 10"
-    yield balance_report(billing, enough=enough or not required, next=next_step)
+    report = balance_report(billing, enough=enough or not required, next=next_step)
+    if required and not enough:
+        report.rows.append(("Short by", microusd_text(short_microusd + MICROUSD_PER_CENT - 1)))
+    yield report
+
+
+def enough_usd(microusd: int) -> int:
+    """The whole dollars of a top-up that covers this, no less than the usual smallest."""
+    usd = -(-microusd // (CENTS_PER_USD * MICROUSD_PER_CENT))
+    return max(DEFAULT_TOPUP_USD, usd)
 
 
 def wait_options(args: argparse.Namespace) -> str:
@@ -1554,8 +1581,8 @@ def check_cap(cents: int, settings: Settings, command: str, unit: str, suffix: s
     if suffix == "usd" and count <= cap_cents:
         hint += f" For {cents_text(count)} write --amount {count}c."
     raise Usage(
-        f"{cents_text(cents)} is over the cap of {cents_text(cap_cents)} that"
-        " CACHEFORGE_MAX_TOPUP_USD sets",
+        f"{cents_text(cents)} is over the cap of {cents_text(cap_cents)} for one amount"
+        " (CACHEFORGE_MAX_TOPUP_USD, the user's to change)",
         hint=hint,
     )
 
@@ -1612,7 +1639,7 @@ def set_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]
         raise Usage("--kind custom needs --base-url, the address of the provider")
     if base_url:
         check_service_url(base_url, "--base-url", session.settings.allow_http)
-    yield upstream_report(session.account.set_upstream(kind, base_url, key))
+    yield upstream_report(session.account.set_upstream(kind, base_url, key), just_set=True)
 
 
 def read_provider_key(session: Session, args: argparse.Namespace) -> str | None:
@@ -1880,7 +1907,7 @@ def add_topup(parser: Parser) -> None:
         type=whole_dollars,
         dest="amount_cents",
         metavar="USD",
-        default=10 * CENTS_PER_USD,
+        default=DEFAULT_TOPUP_USD * CENTS_PER_USD,
         help="whole dollars, such as 25, 25usd or 2500c (default 10)",
     )
     parser.add_argument(
@@ -2347,7 +2374,10 @@ def start() -> NoReturn:
     Everything is flushed by then; what an ordinary exit would add is waiting for, or
     choking on, a thread that is left behind and a pipe that nobody reads.
     """
+    import gc
     import signal
+
+    gc.set_threshold(100_000)  # what lives for 60 ms need not be swept; a long wait is
 
     def stop(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
