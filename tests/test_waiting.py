@@ -140,7 +140,7 @@ class BalanceWait(Clocked):
         replies = [Fault.reply(429, {})] * 200
         self.box.script(BILLING, Fault.reply(200, self.billing()), *replies)
         self.wait("balance", "--wait", "400")
-        self.assertLess(self.looks(), 400 / 16)
+        self.assertLess(self.looks(), 400 / 14)
 
     def billing(self) -> Any:
         return self.box.service.billing(None)
@@ -242,7 +242,13 @@ class Schedule(unittest.TestCase):
         for _ in range(200):
             self.assertTrue(2 <= ops.poll_gap_s(0, 0) <= 7)
             self.assertTrue(4 <= ops.poll_gap_s(30, 3) <= 10)
-            self.assertTrue(10 <= ops.poll_gap_s(61, 9) <= 12)
+            self.assertTrue(8 <= ops.poll_gap_s(61, 9) <= 14)
+
+    def test_the_second_try_of_a_read_is_spread_and_the_third_comes_later(self) -> None:
+        for _ in range(200):
+            self.assertTrue(0.5 <= ops.retry_delay_s(0, None) <= 1.5)
+            self.assertTrue(1 <= ops.retry_delay_s(1, None) <= 3)
+        self.assertEqual(ops.retry_delay_s(0, 7), 7)
 
     def test_the_end_is_never_early_and_never_much_later(self) -> None:
         for wait_s in (1.0, 100.0, 5000.0):

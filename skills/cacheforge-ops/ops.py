@@ -351,7 +351,7 @@ def parse_json(body: bytes) -> object:
         return fields
 
     try:
-        text = body.decode("utf-8-sig")
+        text = body.decode().removeprefix("\ufeff")
         return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -432,8 +432,10 @@ class Reply:
 
     def maybe_text(self, name: str) -> str | None:
         """Text fit to be shown, or None where there is none."""
-        value = self.maybe(name, str)
-        return (self._answer.show(value) or None) if value else None
+        value = self._fields.get(name)
+        if value is None or type(value) is not str:  # most of a long list: one call less
+            return self.maybe(name, str)
+        return self._answer.show(value) or None
 
     def text(self, name: str) -> str:
         """Text fit to be shown, and not empty."""
@@ -752,13 +754,13 @@ CERTIFICATE_HINT = (
 
 
 def retry_delay_s(attempt: int, asked_s: int | None) -> float:
-    """Seconds before the next try of a read: what the service asked for, or else
-    0.5 s doubling, jittered between half and full so that many clients spread out."""
+    """Seconds before the next try of a read: what the service asked for, or else about
+    1 s, then 2 s, from so wide a range that many clients spread out."""
     import random
 
     if asked_s is not None:
         return float(asked_s)
-    return random.uniform(0.25, 0.5) * (1 << attempt)
+    return random.uniform(0.5, 1.5) * (1 << attempt)
 
 
 class Rehearsed(Exception):
@@ -1516,7 +1518,7 @@ def poll_gap_s(waited_s: float, looks: int) -> float:
 
     if looks == 0:
         return random.uniform(2, 7)
-    return random.uniform(4, 10) if waited_s < 60 else random.uniform(10, 12)
+    return random.uniform(4, 10) if waited_s < 60 else random.uniform(8, 14)
 
 
 def wait_end_s(wait_s: float) -> float:
@@ -2064,13 +2066,19 @@ COMMANDS: tuple[tuple[str, object, Callable[[Parser], None], str, tuple[str, ...
 )
 
 
+def plain_help(prog: str) -> argparse.HelpFormatter:
+    """Help of one width everywhere; argparse would load shutil to measure the terminal,
+    for every option that is declared."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=78)
+
+
 def build_parser() -> Parser:
     """The whole command line. Each verb names its function as `run`."""
     common = common_options()
     shape: dict[str, Any] = {
         "parents": [common],
         "allow_abbrev": False,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "formatter_class": plain_help,
     }
     parser = Parser(
         prog="ops.py",
@@ -2079,7 +2087,7 @@ def build_parser() -> Parser:
         **shape,
     )
     parser.add_argument("--version", action="version", version=f"cacheforge-ops {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
     for name, run, add_options, what, examples in COMMANDS:
         lines = "\n".join(f"  ops.py {name}{example}" for example in examples)
         sub = commands.add_parser(
