@@ -549,11 +549,11 @@ class Answer:
             hint=hint,
             http_status=self.status,
             request_id=self.request_id,
-            retry_after_s=retry_after_s(self._headers.get("Retry-After", "")),
+            retry_after_s=read_retry_after_s(self._headers.get("Retry-After", "")),
         )
 
 
-def retry_after_s(value: str) -> int | None:
+def read_retry_after_s(value: str) -> int | None:
     """What a `Retry-After` asks for, in seconds; None where it says nothing usable."""
     if re.fullmatch("[0-9]{1,9}", value.strip()):
         return int(value)
@@ -1826,14 +1826,14 @@ def min_dollars(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def seconds(text: str) -> float:
+def duration(text: str) -> float:
     """An option's type: a duration."""
     if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or float(text) == 0:
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
     return float(text)
 
 
-def key_id(text: str) -> str:
+def key_identifier(text: str) -> str:
     """An option's type: the id of a key."""
     if not is_key_id(text):
         raise argparse.ArgumentTypeError("must be a key id as `keys` lists it")
@@ -1881,7 +1881,7 @@ def common_options() -> Parser:
     group.add_argument("--json", action="store_true", help="one JSON object a line")
     group.add_argument(
         "--timeout",
-        type=seconds,
+        type=duration,
         dest="timeout_s",
         metavar="SECONDS",
         help="the most to spend on the network in all (default 30)",
@@ -1927,7 +1927,7 @@ def add_wait(parser: Parser, help: str) -> None:
     """Declare `--wait`."""
     parser.add_argument(
         "--wait",
-        type=seconds,
+        type=duration,
         nargs="?",
         const=DEFAULT_WAIT_S,
         dest="wait_s",
@@ -2002,7 +2002,11 @@ def add_keys(parser: Parser) -> None:
         help="make a key; it is shown this once",
     )
     verb.add_argument(
-        "--revoke", action=RevokeAction, type=key_id, metavar="KEY_ID", help="end a key for good"
+        "--revoke",
+        action=RevokeAction,
+        type=key_identifier,
+        metavar="KEY_ID",
+        help="end a key for good",
     )
     parser.add_argument(
         "--save",
@@ -2310,7 +2314,7 @@ def this_program() -> str:
     return f"{python} {path}"
 
 
-def run(args: argparse.Namespace, console: Console, environ: Mapping[str, str]) -> int:
+def carry_out(args: argparse.Namespace, console: Console, environ: Mapping[str, str]) -> int:
     """Carry out one parsed command; its exit code. Raises Failure."""
     settings = Settings(environ)
     console.add_secret(settings.api_key)
@@ -2364,7 +2368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     console = Console("--json" in argv, this_program(), os.environ)
     try:
-        return run(parse(argv), console, os.environ)
+        return carry_out(parse(argv), console, os.environ)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     except Failure as error:
