@@ -90,8 +90,10 @@ class Agreement(unittest.TestCase):
             codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
             self.assertEqual(tuple(codes), EXITS, name)
 
-    def test_the_version_stands_in_the_skill(self) -> None:
+    def test_the_version_is_the_same_everywhere(self) -> None:
         self.assertIn(f'version: "{ops.__version__}"\n', PAGES["SKILL.md"])
+        changes = (SKILL / "CHANGELOG.md").read_text("utf-8")
+        self.assertEqual(re.findall(r"^## \[(.*?)\]", changes, re.M)[0], ops.__version__)
         self.assertEqual(call_ops("--version").out, f"cacheforge-ops {ops.__version__}\n")
 
     def test_every_command_and_option_is_in_the_help(self) -> None:
