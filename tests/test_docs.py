@@ -213,7 +213,9 @@ class Readme(unittest.TestCase):
         assert line
         if not shutil.which("curl"):
             self.skipTest("needs curl")
-        script = line[0].replace("--pay-after 5", "--pay-after 1").replace("--wait 20", "--wait 3")
+        script = (
+            line[0].replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 2")
+        )
         done = subprocess.run(
             ["sh", "-c", script.replace("python3 ", f"{sys.executable} ")],
             cwd=ROOT,

@@ -18,7 +18,7 @@ from test_faults import BILLING, COMMANDS, GOOD, THEIRS, WRITES, http, moved
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 AUTHORITY = str(CERTIFICATES / "authority.pem")
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 
 
 def server_context(name: str) -> ssl.SSLContext:
@@ -90,7 +90,7 @@ class Deadline(unittest.TestCase):
                     call = COMMANDS[name][1]
                     self.assertEqual(result.exit, 6 if name in WRITES else 5, result)
                     self.assertEqual(result.out, "")
-                    self.assertIn("within 1 s", result.err)
+                    self.assertIn("within 0.5 s", result.err)
                     self.assertLess(took_s, TIMEOUT_S + 4)  # starts of 12 processes on 2 cores
                     self.assertEqual(calls.count(call), 1)
 

@@ -1449,7 +1449,7 @@ def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]
     billing = session.account.billing()
     enough = billing["balance_microusd"] >= least_microusd
     if not enough and args.wait_s:
-        again = "balance --wait" + wait_options(args)
+        again = wait_command(args.min_cents)
         session.if_stopped = f"To go on waiting: {{ops}} {again}"
         billing, enough = wait_for_credit(
             session, args.wait_s, billing, lambda _, b: b["balance_microusd"] >= least_microusd
@@ -1473,24 +1473,20 @@ def enough_usd(microusd: int) -> int:
     return max(DEFAULT_TOPUP_USD, usd)
 
 
-def wait_options(args: argparse.Namespace) -> str:
-    """The options with which the same wait goes on."""
-    if args.min_cents is None:
-        return ""
-    dollars, cents = divmod(args.min_cents, CENTS_PER_USD)
-    return f" --min {dollars}.{cents:02}"
-
-
 def make_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`topup`, perhaps with `--wait`"""
-    check_cap(args.amount_cents, session.settings, "topup", "whole dollars", "usd")
     amount_usd = args.amount_cents // CENTS_PER_USD
+    hint = f"topup counts in whole dollars: {amount_usd} is {cents_text(args.amount_cents)}."
+    if amount_usd <= session.settings.max_topup_cents:
+        hint += f" For {cents_text(amount_usd)} write --amount {amount_usd}c."
+    check_cap(args.amount_cents, session.settings, hint)
     before = session.account.billing() if args.wait_s else None
     report = payment_report(session.account.make_payment_link(amount_usd, args.method))
     if before is None:
         yield report
         return
-    again = wait_command(before)
+    had_cents = before["balance_microusd"] // MICROUSD_PER_CENT
+    again = wait_command(None if before["balance_microusd"] <= 0 else had_cents + 1)
     report.data["next"] = None  # the next step is being taken: waiting
     yield report
     session.if_stopped = f"{STILL_VALID} To go on waiting: {{ops}} {again}"
@@ -1503,11 +1499,11 @@ def make_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     yield landed
 
 
-def wait_command(before: Billing) -> str:
-    """The command that waits for credit on top of the balance there was before."""
-    if before["balance_microusd"] <= 0:
+def wait_command(min_cents: int | None) -> str:
+    """The command that goes on waiting, for any credit or for so many cents."""
+    if min_cents is None:
         return "balance --wait"
-    dollars, cents = divmod(before["balance_microusd"] // MICROUSD_PER_CENT + 1, CENTS_PER_USD)
+    dollars, cents = divmod(min_cents, CENTS_PER_USD)
     return f"balance --wait --min {dollars}.{cents:02}"
 
 
@@ -1573,20 +1569,15 @@ def pause(world: World, seconds: float, end: float) -> None:
         world.sleep(min(1.0, until - world.now()))
 
 
-def check_cap(cents: int, settings: Settings, command: str, unit: str, suffix: str) -> None:
-    """Raises Usage for an amount over the cap, naming the slip that is likely."""
+def check_cap(cents: int, settings: Settings, hint: str) -> None:
+    """Raises Usage for an amount over the cap, with a hint at the slip that is likely."""
     cap_cents = settings.max_topup_cents
-    if cents <= cap_cents:
-        return
-    count = cents // CENTS_PER_USD if suffix == "usd" else cents
-    hint = f"{command} counts in {unit}: {count} is {cents_text(cents)}."
-    if suffix == "usd" and count <= cap_cents:
-        hint += f" For {cents_text(count)} write --amount {count}c."
-    raise Usage(
-        f"{cents_text(cents)} is over the cap of {cents_text(cap_cents)} for one amount"
-        " (CACHEFORGE_MAX_TOPUP_USD, the user's to change)",
-        hint=hint,
-    )
+    if cents > cap_cents:
+        raise Usage(
+            f"{cents_text(cents)} is over the cap of {cents_text(cap_cents)} for one amount"
+            " (CACHEFORGE_MAX_TOPUP_USD, the user's to change)",
+            hint=hint,
+        )
 
 
 def show_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Report]:
@@ -1601,7 +1592,8 @@ def enable_auto_topup(session: Session, args: argparse.Namespace) -> Iterator[Re
     threshold_cents = args.threshold_cents or DEFAULT_THRESHOLD_CENTS
     amount_cents = args.amount_cents or DEFAULT_AUTO_TOPUP_CENTS
     for cents in (threshold_cents, amount_cents):
-        check_cap(cents, session.settings, "auto-topup", "cents", "c")
+        hint = f"auto-topup counts in cents: {cents} is {cents_text(cents)}."
+        check_cap(cents, session.settings, hint)
     rule = AutoTopup(enabled=True, threshold_cents=threshold_cents, amount_cents=amount_cents)
     yield auto_topup_report(session.account.set_auto_topup(rule), just_enabled=True)
 
@@ -1636,11 +1628,12 @@ def set_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]
     check_key_owner(key, kind)
     if kind == "openai":  # the API knows the alias only as a custom provider
         kind, base_url = "custom", base_url or OPENAI_BASE_URL
-        session.world.note(f"note: openai is set as custom, with {OPENAI_BASE_URL}")
     if kind == "custom" and not base_url:
         raise Usage("--kind custom needs --base-url, the address of the provider")
     if base_url:
         check_service_url(base_url, "--base-url", session.settings.allow_http)
+    if args.kind == "openai":
+        session.world.note(f"note: openai is set as custom, with {base_url}")
     yield upstream_report(session.account.set_upstream(kind, base_url, key), just_set=True)
 
 
