@@ -188,6 +188,7 @@ class Tls(unittest.TestCase):
                     self.assertEqual((result.exit, result.out), (5, ""), result)
                     self.assertIn("SSL_CERT_FILE", result.err)
                     self.assertIn("certificate", result.err)
+                    self.assertIn("Install Certificates.command", result.err)
                     self.assertNotRegex(result.err, "(?i)disable|insecure|skip")
                     self.assertEqual(box.requests, [])
 

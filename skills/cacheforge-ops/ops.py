@@ -233,7 +233,8 @@ class Settings:
         if not key:
             raise Usage(
                 "CACHEFORGE_API_KEY is not set",
-                hint="Set it to your CacheForge key: export CACHEFORGE_API_KEY=cf_...",
+                hint="Set it to your CacheForge key: export CACHEFORGE_API_KEY=cf_..."
+                ' (PowerShell: $env:CACHEFORGE_API_KEY = "cf_...")',
             )
         if not is_secret_token(key):
             raise Usage(
@@ -1903,7 +1904,7 @@ def add_topup(parser: Parser) -> None:
         dest="amount_cents",
         metavar="USD",
         default=DEFAULT_TOPUP_USD * CENTS_PER_USD,
-        help="whole dollars, such as 25, 25usd or 2500c (default 10)",
+        help="whole dollars, such as 25, 25usd or 2500c (default 10; see the cap in --help)",
     )
     parser.add_argument(
         "--method",
@@ -1932,7 +1933,7 @@ def add_wait(parser: Parser, help: str) -> None:
 def add_dry_run(parser: Parser) -> None:
     """Declare `--dry-run`."""
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the request that would change something"
+        "--dry-run", action="store_true", help="show the request, and send no write"
     )
 
 

@@ -1,0 +1,99 @@
+"""Other systems, as far as they can be simulated here: Windows, macOS, odd folders."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from support import OPS, PATIENCE_S, Sandbox, SandboxTest, base_env, ops
+
+
+class Pasting(unittest.TestCase):
+    """The `Next:` line starts the program again, wherever it lies."""
+
+    def program(self, path: str, system: str) -> str:
+        with mock.patch.object(sys, "argv", [path]), mock.patch.object(os, "name", system):
+            return ops.this_program()
+
+    def test_on_posix(self) -> None:
+        self.assertEqual(self.program("a/ops.py", "posix"), "python3 a/ops.py")
+        odd = "my skills/it's/$HOME/ops.py"
+        self.assertEqual(shlex.split(self.program(odd, "posix")), ["python3", odd])
+
+    def test_on_windows(self) -> None:
+        self.assertEqual(self.program(r"C:\skills\ops.py", "nt"), r"python C:\skills\ops.py")
+        self.assertEqual(
+            self.program(r"C:\my skills\ops.py", "nt"), r'python "C:\my skills\ops.py"'
+        )
+
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_a_next_line_from_a_folder_with_a_space_runs_in_a_shell(self) -> None:
+        with tempfile.TemporaryDirectory() as place, ops_at(Path(place) / "my skills") as path:
+            with Sandbox("0") as box:
+                env = base_env(**box.env)
+                first = subprocess.run(
+                    [sys.executable, str(path), "balance"],
+                    capture_output=True,
+                    text=True,
+                    env=env,
+                    timeout=PATIENCE_S,
+                    check=True,
+                )
+                line = first.stdout.splitlines()[-1].partition("Next: ")[2]
+                line = line.replace("python3", shlex.quote(sys.executable), 1)
+                subprocess.run(
+                    ["sh", "-c", line], env=env, timeout=PATIENCE_S, check=True, capture_output=True
+                )
+                self.assertEqual(len(box.books.links), 1)
+
+
+class ops_at:  # noqa: N801
+    """A copy of ops.py in another folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "ops.py"
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir()
+        self.path.write_bytes(OPS.read_bytes())
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink()
+
+
+class WithoutPosix(SandboxTest):
+    def test_without_poll_an_open_stdout_is_taken_as_it_is(self) -> None:
+        with mock.patch.object(select, "poll", create=True):
+            del select.poll
+            self.ok("balance")
+
+    def test_no_colour_on_windows_consoles_unless_forced(self) -> None:
+        terminal = mock.patch.object(sys, "stdout", mock.Mock(isatty=lambda: True))
+        with terminal, mock.patch.object(os, "name", "nt"):
+            self.assertFalse(ops.wants_color({}))
+            self.assertTrue(ops.wants_color({"FORCE_COLOR": "1"}))
+
+    def test_colour_follows_the_usual_rules_elsewhere(self) -> None:
+        terminal = mock.patch.object(sys, "stdout", mock.Mock(isatty=lambda: True))
+        with terminal, mock.patch.object(os, "name", "posix"):
+            self.assertTrue(ops.wants_color({"TERM": "xterm"}))
+            self.assertFalse(ops.wants_color({"TERM": "dumb"}))
+            self.assertFalse(ops.wants_color({"NO_COLOR": "1", "FORCE_COLOR": "1"}))
+            self.assertTrue(ops.wants_color({"NO_COLOR": "", "TERM": "xterm"}))
+
+    def test_a_missing_key_is_explained_for_both_kinds_of_shell(self) -> None:
+        result = self.fails(2, "balance", CACHEFORGE_API_KEY="")
+        self.assertIn("export CACHEFORGE_API_KEY=", result.err)
+        self.assertIn("$env:CACHEFORGE_API_KEY", result.err)
+
+
+if __name__ == "__main__":
+    unittest.main()
