@@ -35,38 +35,23 @@ class Pasting(unittest.TestCase):
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_a_next_line_from_a_folder_with_a_space_runs_in_a_shell(self) -> None:
-        with tempfile.TemporaryDirectory() as place, ops_at(Path(place) / "my skills") as path:
-            with Sandbox("0") as box:
-                env = base_env(**box.env)
-                first = subprocess.run(
-                    [sys.executable, str(path), "balance"],
-                    capture_output=True,
-                    text=True,
-                    env=env,
-                    timeout=PATIENCE_S,
-                    check=True,
-                )
-                line = first.stdout.splitlines()[-1].partition("Next: ")[2]
-                line = line.replace("python3", shlex.quote(sys.executable), 1)
-                subprocess.run(
-                    ["sh", "-c", line], env=env, timeout=PATIENCE_S, check=True, capture_output=True
-                )
-                self.assertEqual(len(box.books.links), 1)
+        place = tempfile.TemporaryDirectory()
+        self.addCleanup(place.cleanup)
+        path = Path(place.name) / "my skills" / "ops.py"
+        path.parent.mkdir()
+        path.write_bytes(OPS.read_bytes())
+        with Sandbox("0") as box:
+            env = base_env(**box.env)
 
+            def run(*command: str) -> str:
+                return subprocess.run(
+                    command, stdout=-1, text=True, env=env, timeout=PATIENCE_S, check=True
+                ).stdout
 
-class ops_at:  # noqa: N801
-    """A copy of ops.py in another folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "ops.py"
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir()
-        self.path.write_bytes(OPS.read_bytes())
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink()
+            last = run(sys.executable, str(path), "balance").splitlines()[-1]
+            line = last.partition("Next: ")[2].replace("python3", shlex.quote(sys.executable), 1)
+            run("sh", "-c", line)
+            self.assertEqual(len(box.books.links), 1)
 
 
 class WithoutPosix(SandboxTest):
