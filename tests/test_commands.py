@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from support import DEFAULT_KEY, OPS, Fault, SandboxTest
+from support import DEFAULT_KEY, OPS, Fault, SandboxTest, ops
 
 OFF = {"enabled": False, "threshold_cents": 0, "amount_cents": 0}
 RULE = {"enabled": True, "threshold_cents": 250, "amount_cents": 1050}
@@ -258,6 +258,24 @@ class Keys(SandboxTest):
             },
         )
 
+    def test_a_key_is_known_by_its_prefix_masked_or_not_if_that_is_long_enough(self) -> None:
+        for prefix, known in (
+            (DEFAULT_KEY[:12], True),
+            (DEFAULT_KEY[:5] + "...", True),
+            (DEFAULT_KEY[:8] + "\u2026", True),
+            (DEFAULT_KEY[:6] + "****", True),
+            (DEFAULT_KEY, True),
+            ("cf_other", False),
+            (DEFAULT_KEY + "x", False),
+            ("cf_", None),
+            ("cfk_", None),
+            ("cf_...", None),
+            ("...", None),
+            ("", None),
+            (None, None),
+        ):
+            self.assertIs(ops.is_prefix_of(prefix, DEFAULT_KEY), known, prefix)
+
     def test_a_new_key_comes_first_and_alone_on_its_line(self) -> None:
         result = self.ok("keys", "--create")
         made = self.box.books.keys[-1]
@@ -339,6 +357,10 @@ class Info(SandboxTest):
 
 
 class Errors(SandboxTest):
+    def test_a_key_that_is_a_common_word_leaves_our_own_words_readable(self) -> None:
+        result = self.fails(3, "balance", CACHEFORGE_API_KEY="key")
+        self.assertIn("refused the API key", result.err)
+
     def test_a_wrong_key_exits_3(self) -> None:
         result = self.fails(3, "balance", CACHEFORGE_API_KEY="cf_wrong_0123456789")
         self.assertIn("Check CACHEFORGE_API_KEY", result.err)

@@ -43,6 +43,9 @@ class BaseUrl(unittest.TestCase):
         for port in ("0", "65536", "70000", "99999"):
             with self.assertRaisesRegex(ops.Usage, "port"):
                 settings(**{BASE: f"https://gw.example.com:{port}"})
+        for port in ("1", "65535"):
+            address = f"https://gw.example.com:{port}"
+            self.assertEqual(settings(**{BASE: address}).base_url, address)
 
 
 class BadInput(SandboxTest):

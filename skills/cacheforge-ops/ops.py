@@ -2183,8 +2183,11 @@ class Console:
 
     def fail(self, error: Failure) -> None:
         """Print an error as two lines or one JSON object."""
-        hint = hide(error.hint.replace("{ops}", self._program), self.secrets)
-        message = hide(error.message, self.secrets)
+        # the second belt: text of the service is hidden when it is read, our own words need
+        # it only for what could be a key, lest a key called "key" blots them out
+        secrets = [secret for secret in self.secrets if len(secret) >= 8]
+        hint = hide(error.hint.replace("{ops}", self._program), secrets)
+        message = hide(error.message, secrets)
         if self._as_json:
             fields = {
                 "code": error.code,
