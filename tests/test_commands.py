@@ -294,7 +294,8 @@ class Keys(SandboxTest):
         made = self.box.books.keys[-1]
         self.assertEqual(found, {"revoked": {"id": key_id, "prefix": made.prefix, "label": None}})
         self.assertEqual(self.box.calls("POST")[-1], f"POST /v1/account/keys/{key_id}/revoke")
-        self.assertIn(f"revoked {(made.revoked_at or '')[:10]}", self.ok("keys").out)
+        state = f"  revoked {(made.revoked_at or '')[:10]}\n"
+        self.assertIn(state, self.ok("keys").out)
 
     def test_a_revoked_key_is_refused_from_then_on(self) -> None:
         self.add_key()

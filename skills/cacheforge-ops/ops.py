@@ -1338,8 +1338,8 @@ def saved_key_report(key: NewKey, path: str) -> Report:
     name = key["id"] or key["prefix"] or "New key"
     return Report(
         {"id": key["id"], "prefix": key["prefix"], "saved_to": path},
-        rows=[("New key", key_words(name, key["prefix"])), ("Saved to", path)],
-        if_lost=f"The new key is safe in {path}.",
+        rows=[("New key", key_words(name, key["prefix"])), ("Saved to", clean(path))],
+        if_lost=f"The new key is safe in {clean(path)}.",
     )
 
 
@@ -2123,7 +2123,8 @@ class PrivateFile:
         self.path = path
         try:
             # O_EXCL refuses whatever is there already, a dangling symlink included
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(path, flags, 0o600)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not a file name"
             raise Usage(f"--save: the file cannot be made ({why}); nothing was sent") from None
