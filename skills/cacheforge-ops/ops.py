@@ -2367,8 +2367,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console("--json" in argv, this_program(), os.environ)
     try:
         return carry_out(parse(argv), console, os.environ)
-    except SystemExit as done:  # --help and --version
-        return int(done.code or 0)
+    except SystemExit:  # --help and --version; all else that argparse ends is Usage
+        return 0
     except Failure as error:
         console.fail(error)
         return error.exit
