@@ -55,10 +55,18 @@ class Pasting(unittest.TestCase):
 
 
 class WithoutPosix(SandboxTest):
+    @unittest.skipUnless(hasattr(select, "poll"), "needs poll, to take it away")
     def test_without_poll_an_open_stdout_is_taken_as_it_is(self) -> None:
-        with mock.patch.object(select, "poll", create=True):
-            del select.poll
-            self.ok("balance")
+        reader, writer = os.pipe()
+        os.close(reader)
+        self.addCleanup(os.close, writer)
+        pipe = mock.Mock(closed=False, fileno=lambda: writer)
+        with mock.patch.object(sys, "stdout", pipe):
+            with self.assertRaisesRegex(ops.Usage, "nobody reads"):
+                ops.check_stdout()
+            with mock.patch.object(select, "poll"):
+                del select.poll
+                ops.check_stdout()
 
     def test_no_colour_on_windows_consoles_unless_forced(self) -> None:
         terminal = mock.patch.object(sys, "stdout", mock.Mock(isatty=lambda: True))

@@ -2288,17 +2288,18 @@ def check_stdout() -> None:
     if sys.stdout is None or sys.stdout.closed:
         raise Usage("standard output is closed: nothing could be shown, so nothing was sent")
     import select
+    import stat
 
     try:
         descriptor = sys.stdout.fileno()
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(descriptor, 0)
-            broken = select.POLLERR | select.POLLNVAL
-            if any(event & broken for _, event in poll.poll(0)):
-                raise Usage("nobody reads standard output, so nothing was sent")
+        is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
     except (OSError, ValueError):
         return  # not a descriptor: a test's buffer, say
+    if is_pipe and hasattr(select, "poll"):  # macOS cannot poll devices, Windows nothing
+        poll = select.poll()
+        poll.register(descriptor, 0)  # asks for nothing but trouble
+        if poll.poll(0):
+            raise Usage("nobody reads standard output, so nothing was sent")
 
 
 def this_program() -> str:
