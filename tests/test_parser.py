@@ -139,6 +139,9 @@ class Shape(unittest.TestCase):
         self.assertEqual(ops.parse(["topup"]).amount_cents, 1000)
         self.assertEqual(ops.parse(["topup"]).method, "stripe")
         self.assertEqual(ops.parse(["balance"]).timeout_s, 30.0)
+        for command in ("balance", "topup"):
+            self.assertIsNone(ops.parse([command]).wait_s)
+            self.assertEqual(ops.parse([command, "--wait"]).wait_s, 100.0)
 
     def test_usage_errors_come_in_the_envelope_wherever_json_stands(self) -> None:
         from support import run_ops
