@@ -263,7 +263,7 @@ class Proxies(unittest.TestCase):
                 self.assertNotIn(b"Authorization", proxy.heard.split(b"\r\n\r\n")[0])
 
     def test_a_proxy_without_a_scheme_and_with_a_password(self) -> None:
-        with self.proxied() as (_, proxy, url):
+        with self.proxied() as (box, proxy, url):
             address = url.replace("http://", "me:p%40ss@")
             env = {"HTTPS_PROXY": address, "SSL_CERT_FILE": AUTHORITY}
             result = run_at(self.service, "balance", "--verbose", **env)
@@ -271,6 +271,7 @@ class Proxies(unittest.TestCase):
             token = base64.b64encode(b"me:p@ss")
             self.assertIn(b"Proxy-Authorization: Basic " + token, proxy.heard)
             self.assertNotIn("p%40ss", result.err)
+            self.assertNotIn("Proxy-Authorization", box.requests[0].headers)
 
     def test_a_proxy_that_refuses_is_named_and_nothing_is_sent(self) -> None:
         refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"
