@@ -103,6 +103,10 @@ class Text(SandboxTest):
             columns = {ops.display_width(line[: line.rindex("  ")]) for line in lines[:2]}
             self.assertEqual(len(columns), 1, lines)
 
+    def test_wide_characters_count_two_and_combining_ones_none(self) -> None:
+        for text, width in (("abc", 3), ("株式", 4), ("🦊", 2), ("e\u0301", 1), ("ｱ", 1), ("", 0)):
+            self.assertEqual(ops.display_width(text), width, text)
+
     def test_every_encoding_is_survived_by_a_real_process(self) -> None:
         jobs: list[tuple[str, str, tuple[str, ...]]] = []
         for name in ("wide", "emoji", "rtl", "surrogate", "sgr"):
