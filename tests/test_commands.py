@@ -195,7 +195,16 @@ class Upstream(SandboxTest):
             self.ok("upstream", "--json").json,
             {"configured": False, "kind": None, "base_url": None},
         )
-        self.assertIn("not configured", self.ok("upstream").out)
+        self.assertEqual(self.ok("upstream").out, "Upstream   not configured\n")
+
+    def test_text(self) -> None:
+        self.ok("upstream", "--set", "--kind", "anthropic")
+        self.assertEqual(self.ok("upstream").out, "Upstream   anthropic\n")
+        self.ok("upstream", "--set", "--base-url", "https://llm.example.com")
+        self.assertEqual(
+            self.ok("upstream").out,
+            "Upstream   anthropic\nBase URL   https://llm.example.com\n",
+        )
 
     def test_parts_are_set_one_by_one(self) -> None:
         self.ok("upstream", "--set", "--kind", "anthropic")
