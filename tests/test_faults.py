@@ -444,7 +444,21 @@ FIELDS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, tuple[bool, type
     ),
 }
 ABSENT = object()
-VALUES: tuple[Any, ...] = (ABSENT, None, True, 0, -1, 1.5, "", "text", [], ["x"], {}, {"a": 1})
+VALUES: tuple[Any, ...] = (
+    ABSENT,
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "  ",
+    "text",
+    [],
+    ["x"],
+    {},
+    {"a": 1},
+)
 
 
 class Fields(FaultTest):
@@ -466,7 +480,7 @@ class Fields(FaultTest):
             return 0 if optional else 1
         if type(value) is not kind:
             return 1
-        if kind is str and value == "":
+        if kind is str and value.strip() == "":
             return 0 if optional else 1
         if kind in (dict, list):  # of the right type, but not holding what it must
             return 0 if value == [] else 1
@@ -650,6 +664,12 @@ class Echo(FaultTest):
                 result = self.meet("info", Fault.reply(200, reply), extra=extra)
                 self.assertEqual(result.exit, 0)
                 self.assertFalse(self.seen(result.out, DEFAULT_KEY), result)
+
+    def test_in_the_headers_of_a_harmless_body(self) -> None:
+        for dress in (f"{DEFAULT_KEY}/x", f"x/{DEFAULT_KEY}", "x/\x1b[31mred", "x/" + "y" * 5000):
+            with self.subTest(dress=dress[:40]):
+                result = self.meet("balance", ok(b"nothing", dress))
+                self.assertEqual(result.exit, 1)
 
     def test_in_the_status_line_and_as_html(self) -> None:
         line = f"HTTP/1.1 400 {DEFAULT_KEY}\nX-Request-Id: {DEFAULT_KEY}\nContent-Length: 20\n\n"

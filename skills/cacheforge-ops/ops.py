@@ -436,7 +436,7 @@ class Reply:
         value = self._fields.get(name)
         if value is None or type(value) is not str:  # most of a long list: one call less
             return self.maybe(name, str)
-        return self._answer.show(value) or None
+        return self._answer.show(value).strip() or None
 
     def text(self, name: str) -> str:
         """Text fit to be shown, and not empty."""
@@ -505,13 +505,13 @@ class Answer:
         self._is_harmless = is_harmless(self._body, secrets)
         ids = (self._headers.get(name) for name in REQUEST_ID_HEADERS)
         found = next(filter(None, ids), None)
-        self.request_id = shorten(hide(clean(found), secrets), 100) if found else None
+        self.request_id = self._safe(found, 100) if found else None
 
-    def show(self, text: str, limit_chars: int = MAX_TEXT_CHARS) -> str:
-        """The text as it may be shown: cleaned, secrets hidden, bounded."""
-        if len(text) <= limit_chars and self._is_harmless:
+    def show(self, text: str) -> str:
+        """Text of the body as it may be shown: cleaned, secrets hidden, bounded."""
+        if self._is_harmless and len(text) <= MAX_TEXT_CHARS:
             return text
-        return shorten(hide(clean(text), self._secrets), limit_chars)
+        return self._safe(text, MAX_TEXT_CHARS)
 
     def is_plain(self, text: str) -> bool:
         """Whether the text could be shown as it is, to the letter and at any length."""
@@ -540,9 +540,12 @@ class Answer:
         try:
             return Reply(parse_json(self._body), self)
         except ValueError:
-            kind_of_body = self.show(self._headers.get_content_type())
+            kind_of_body = self._safe(self._headers.get_content_type(), 100)
             size = len(self._body)
             raise self.doubt(f"it is not JSON ({kind_of_body}, {size} bytes)") from None
+
+    def _safe(self, text: str, limit_chars: int) -> str:
+        return shorten(hide(clean(text), self._secrets), limit_chars)
 
     def _failure(self, kind: type[Failure], message: str, hint: str = "") -> Failure:
         return kind(
