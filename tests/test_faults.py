@@ -480,7 +480,7 @@ class Fields(FaultTest):
             return 0 if optional else 1
         if type(value) is not kind:
             return 1
-        if kind is str and value.strip() == "":
+        if isinstance(value, str) and value.strip() == "":
             return 0 if optional else 1
         if kind in (dict, list):  # of the right type, but not holding what it must
             return 0 if value == [] else 1
