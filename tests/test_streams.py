@@ -11,8 +11,9 @@ import subprocess
 import sys
 import unittest
 from typing import Any
+from unittest import mock
 
-from support import OPS, PATIENCE_S, Fault, Result, SandboxTest, base_env, call_ops
+from support import OPS, PATIENCE_S, Fault, Result, SandboxTest, base_env, call_ops, ops
 
 BILLING = "GET /v1/account/billing"
 CREATE = "POST /v1/account/keys"
@@ -219,14 +220,29 @@ class Asking(SandboxTest):
         self.assertIn("\x1b[1;32m$12.34\x1b[0m", screen)
 
 
+class BetweenWriteAndReadBack(SandboxTest):
+    def test_ctrl_c_there_is_still_uncertain(self) -> None:
+        self.save_card()
+        self.box.script(BILLING, Fault.reply(429, {}))  # so that the read-back waits
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with mock.patch("support.QuickConsole.sleep", interrupt):
+            result = self.fails(130, "auto-topup", "--enable")
+        self.assertTrue(self.box.books.auto_topup["enabled"])
+        self.assertIn("may have been carried out", result.err)
+        self.assertIn("ops.py auto-topup", result.err)
+
+    def test_ctrl_c_after_a_read_alone_changed_nothing(self) -> None:
+        with mock.patch.object(ops, "auto_topup_report", side_effect=KeyboardInterrupt):
+            self.assertNotIn("may have been", self.fails(130, "auto-topup").err)
+
+
 class OurOwnMistakes(SandboxTest):
     """A defect of the program itself must not print a traceback, nor lie about a write."""
 
     def test_a_bug_after_a_write_is_uncertain_and_quotes_nothing(self) -> None:
-        from unittest import mock
-
-        from support import ops
-
         secret = "cf_Sup3rS3cret"
 
         def broken(*_: object, **__: object) -> None:

@@ -862,7 +862,8 @@ class Wire:
         try:
             return answer.reply(empty_ok)
         except (Refused, Unauthorized, PaymentRequired, Unreachable):
-            self.wrote = False
+            if is_write:  # it said no; a read that fails takes nothing back
+                self.wrote = False
             raise
 
     def _tell(self, method: str, path: str, what: str, took_s: float, name: str | None) -> None:
