@@ -2398,7 +2398,10 @@ def start() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # a second one, while the first was being told
+        code = Interrupted.exit
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
