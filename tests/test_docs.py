@@ -214,7 +214,7 @@ class Readme(unittest.TestCase):
         if not shutil.which("curl"):
             self.skipTest("needs curl")
         script = (
-            line[0].replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 2")
+            line[0].replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 1")
         )
         done = subprocess.run(
             ["sh", "-c", script.replace("python3 ", f"{sys.executable} ")],

@@ -59,7 +59,7 @@ def ok(body: bytes, kind: str = "application/json") -> Fault:
     return Fault.reply(200, body, {"Content-Type": kind})
 
 
-LONG = 40 * 1024 * 1024
+LONG = 33 * 1024 * 1024
 
 # name: fault, exit of a read, exit of a write
 FAULTS: dict[str, tuple[Callable[[], Fault], int, int]] = {

@@ -20,7 +20,7 @@ except ImportError:
     raise unittest.SkipTest("needs hypothesis: pip install hypothesis") from None
 
 settings.register_profile(
-    "gate", max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    "gate", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 settings.load_profile("gate")
 

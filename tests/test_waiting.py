@@ -220,7 +220,7 @@ class Stopped(unittest.TestCase):
     def test_the_link_arrives_while_the_wait_goes_on(self) -> None:
         with Sandbox("0") as box:
             child = subprocess.Popen(
-                [sys.executable, str(OPS), "topup", "--wait", "1.5", "--json"],
+                [sys.executable, str(OPS), "topup", "--wait", "1", "--json"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=base_env(**box.env),
