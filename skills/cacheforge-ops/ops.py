@@ -224,6 +224,7 @@ class Settings:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.allow_http = environ.get("CACHEFORGE_ALLOW_INSECURE_HTTP", "") == "1"
         self.base_url = self._base_url(environ.get("CACHEFORGE_BASE_URL", ""))
+        self.base = Url(self.base_url)
         self.max_topup_cents = self._cap_cents(environ.get("CACHEFORGE_MAX_TOPUP_USD", ""))
         self.api_key = self._api_key(environ.get("CACHEFORGE_API_KEY", ""))
 
@@ -428,8 +429,8 @@ class Reply:
 
     def integer(self, name: str) -> int:
         """An integer of at most 64 bits."""
-        self.need(name, int)
-        return self.maybe_integer(name) or 0
+        value = self.maybe_integer(name)
+        return self.need(name, int) if value is None else value
 
     def maybe_text(self, name: str) -> str | None:
         """Text fit to be shown, or None where there is none."""
@@ -440,9 +441,9 @@ class Reply:
 
     def text(self, name: str) -> str:
         """Text fit to be shown, and not empty."""
-        self.need(name, str)
         value = self.maybe_text(name)
         if value is None:
+            self.need(name, str)
             raise self._answer.doubt(f"{self._path(name)} is empty")
         return value
 
@@ -793,7 +794,7 @@ class Wire:
         sleep: Callable[[float], None],
     ) -> None:
         self._base_url = settings.base_url
-        self._base = Url(settings.base_url)
+        self._base = settings.base
         self._secrets = secrets
         self._headers = {
             "Authorization": f"Bearer {settings.api_key}",
@@ -1695,13 +1696,11 @@ def create_key(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     try:
         key = session.account.create_key()
         session.if_stopped = lost_key_hint(key)
-        file.keep(key["api_key"])
-    except OSError as error:
-        file.discard()
-        raise Uncertain(
-            f"a key was made, but it could not be saved: {error.strerror}",
-            hint=lost_key_hint(key),
-        ) from None
+        try:
+            file.keep(key["api_key"])
+        except OSError as error:
+            why = f"a key was made, but it could not be saved: {error.strerror}"
+            raise Uncertain(why) from None
     except BaseException:
         file.discard()
         raise
@@ -2324,9 +2323,9 @@ def carry_out(args: argparse.Namespace, console: Console, environ: Mapping[str, 
     check_stdout()
     trace = console.note if args.verbose else lambda line: None
     wire = Wire(settings, console.secrets, args.timeout_s, trace, console.sleep)
-    local = Url(settings.base_url).is_loopback
-    account = Account(wire.rehearse if args.dry_run else wire.request, settings.api_key, local)
-    lookout = Account(wire.poll, settings.api_key, local)
+    request = wire.rehearse if args.dry_run else wire.request
+    account = Account(request, settings.api_key, settings.base.is_loopback)
+    lookout = Account(wire.poll, settings.api_key, settings.base.is_loopback)
     session = Session(account, lookout, settings, console)
     exit_code = 0
     try:
