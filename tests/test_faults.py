@@ -581,6 +581,7 @@ class NewKeys(FaultTest):
             "cf_\n",
             "cf_ä",
             "cf_\x1b[1m",
+            DEFAULT_KEY,
         )
         for key in keys:
             with self.subTest(key=key):

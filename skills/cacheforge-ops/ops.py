@@ -447,10 +447,10 @@ class Reply:
             raise self._answer.doubt(f"{self._path(name)} is empty")
         return value
 
-    def token(self, name: str) -> str:
-        """A key, to the letter: visible ASCII or nothing."""
+    def token(self, name: str, unlike: str) -> str:
+        """A new key, to the letter: visible ASCII, and not just `unlike` sent back."""
         value = self.need(name, str)
-        if not is_secret_token(value):
+        if not is_secret_token(value) or value == unlike:
             raise self._answer.doubt(f"{self._path(name)} is not a key")
         return value
 
@@ -1071,7 +1071,7 @@ class Account:
         """A new key. Its secret is in this answer and never again."""
         reply = self._request("POST", "/v1/account/keys", {})
         return NewKey(
-            api_key=reply.token("apiKey"),
+            api_key=reply.token("apiKey", unlike=self._api_key),
             id=reply.maybe_text("id"),
             prefix=reply.maybe_text("prefix"),
         )
