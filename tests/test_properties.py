@@ -20,7 +20,12 @@ except ImportError:
     raise unittest.SkipTest("needs hypothesis: pip install hypothesis") from None
 
 settings.register_profile(
-    "gate", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    "gate",
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize=True,
 )
 settings.load_profile("gate")
 
