@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import unittest
@@ -22,9 +23,12 @@ import ops  # noqa: E402
 from sandbox import DEFAULT_KEY, Fault, Sandbox, Seen  # noqa: E402
 
 __all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Result", "Sandbox", "SandboxTest"]
-__all__ += ["Seen", "base_env", "call_ops", "ops", "run_ops"]
+__all__ += ["Seen", "base_env", "call_ops", "ops", "run", "run_ops", "start"]
 
 PATIENCE_S = 60
+
+# a runner in the background may have been told to ignore Ctrl-C, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def base_env(**extra: str) -> dict[str, str]:
@@ -57,17 +61,34 @@ class Result:
         return f"exit {self.exit}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
 
-def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
-    """Run ops.py as its users do: a process of its own."""
+def run(*command: str, stdin: str | bytes = b"", folder: str | Path = ROOT, **env: str) -> Result:
+    """Run a command to its end, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(OPS), *argv],
+        command,
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
+        cwd=folder,
         env=base_env(**env),
         timeout=PATIENCE_S,
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
+    """Run ops.py as its users do: a process of its own."""
+    return run(sys.executable, str(OPS), *argv, stdin=stdin, **env)
+
+
+def start(*command: str, **env: str) -> subprocess.Popen[str]:
+    """Start a command, to be watched, signalled and ended by the test."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=base_env(**env),
+        text=True,
+    )
 
 
 class QuickConsole(ops.Console):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import unittest
 from collections.abc import Iterator
 
-from support import PATIENCE_S, ROOT, SKILL, SandboxTest, base_env, call_ops, ops
+from support import ROOT, SKILL, SandboxTest, call_ops, ops, run
 
 FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
 PAGES = {page.name: page.read_text("utf-8") for page in FILES}
@@ -171,16 +170,8 @@ class Readme(unittest.TestCase):
         )
         self.assertGreaterEqual(len(shown), 3)
         for command, expected in shown:
-            done = subprocess.run(
-                [sys.executable, *command.split()],
-                cwd=ROOT,
-                env=base_env(),
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-            )
-            self.assertEqual(plain(done.stdout + done.stderr), plain(expected), command)
+            done = run(sys.executable, *command.split())
+            self.assertEqual(plain(done.out + done.err), plain(expected), command)
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_the_ci_snippet_runs(self) -> None:
@@ -194,18 +185,10 @@ class Readme(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for name in ("tests", "skills"):
                 os.symlink(ROOT / name, os.path.join(folder, name))
-            done = subprocess.run(
-                ["bash", "-em", "-c", script],
-                cwd=folder,
-                env=base_env(),
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-            )
-        self.assertEqual(done.returncode, 0, done)
-        self.assertIn('"balance_microusd":12340000', done.stdout)
-        self.assertIn('"tn_sandbox"', done.stdout)
+            done = run("bash", "-em", "-c", script, folder=folder)
+        self.assertEqual(done.exit, 0, done)
+        self.assertIn('"balance_microusd":12340000', done.out)
+        self.assertIn('"tn_sandbox"', done.out)
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_the_whole_story_runs_as_one_line(self) -> None:
@@ -216,16 +199,8 @@ class Readme(unittest.TestCase):
         script = (
             line[0].replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 1")
         )
-        done = subprocess.run(
-            ["sh", "-c", script.replace("python3 ", f"{sys.executable} ")],
-            cwd=ROOT,
-            env=base_env(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        lines = done.stdout.splitlines()
+        done = run("sh", "-c", script.replace("python3 ", f"{sys.executable} "))
+        lines = done.out.splitlines()
         self.assertEqual((lines[0], lines[-1]), ("chat: 402", "chat: 200"), done)
         self.assertIn("Balance       $10.00", lines)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -14,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support import PATIENCE_S, ROOT, call_ops
+import support
+from support import ROOT, Result, call_ops
 
 sys.path.insert(0, str(ROOT / "tests" / "evals"))
 
@@ -162,14 +162,8 @@ class Exam(unittest.TestCase):
 
 
 class Runner(unittest.TestCase):
-    def run_script(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "evals" / "run.py"), *argv],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+    def run_script(self, *argv: str) -> Result:
+        return support.run(sys.executable, str(ROOT / "tests" / "evals" / "run.py"), *argv)
 
     def test_an_agent_given_as_a_command_is_judged_by_its_output(self) -> None:
         program = (
@@ -179,16 +173,16 @@ class Runner(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             argv = ("25-bucks", "--folder", folder, "--exec", sys.executable, "-c", program)
             done = self.run_script(*argv, "topup", "--amount", "25")
-            self.assertEqual(done.returncode, 0, done)
-            self.assertTrue(json.loads(done.stdout)["passed"])
+            self.assertEqual(done.exit, 0, done)
+            self.assertTrue(done.json["passed"])
             self.assertRegex((Path(folder) / "PROMPT.md").read_text(), "25 bucks")
         with tempfile.TemporaryDirectory() as folder:
             argv = ("25-bucks", "--folder", folder, "--exec", sys.executable, "-c", program)
             done = self.run_script(*argv, "topup", "--amount", "52")
-            self.assertEqual(done.returncode, 1, done)
+            self.assertEqual(done.exit, 1, done)
 
     def test_without_a_situation_it_lists_them(self) -> None:
-        self.assertIn("never-dry", self.run_script().stdout)
+        self.assertIn("never-dry", self.run_script().out)
 
 
 class Queries(unittest.TestCase):

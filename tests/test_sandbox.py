@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import sys
 import time
 import unittest
@@ -14,21 +13,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from support import DEFAULT_KEY, PATIENCE_S, ROOT, Result, SandboxTest, base_env
+from support import DEFAULT_KEY, PATIENCE_S, ROOT, Result, SandboxTest, run, start
 
 SCRIPT = str(ROOT / "tests" / "sandbox.py")
 
 
 def run_sandbox(*argv: str) -> Result:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *argv],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        env=base_env(),
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+    return run(sys.executable, SCRIPT, *argv)
 
 
 class Wire(SandboxTest):
@@ -167,13 +158,7 @@ class CommandLine(unittest.TestCase):
             self.assertNotIn("Traceback", result.err)
 
     def test_serve_prints_two_exports_logs_and_frees_its_port_on_ctrl_c(self) -> None:
-        child = subprocess.Popen(
-            [sys.executable, SCRIPT, "--serve"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=base_env(),
-            text=True,
-        )
+        child = start(sys.executable, SCRIPT, "--serve")
         assert child.stdout and child.stderr
         exports = [child.stdout.readline() for _ in range(2)]
         self.assertRegex(exports[0], r"^export CACHEFORGE_BASE_URL=http://127\.0\.0\.1:\d+\n$")

@@ -13,7 +13,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from support import OPS, PATIENCE_S, Fault, Result, SandboxTest, base_env, call_ops, ops
+from support import OPS, PATIENCE_S, Fault, Result, SandboxTest, base_env, call_ops, ops, run, start
 
 BILLING = "GET /v1/account/billing"
 CREATE = "POST /v1/account/keys"
@@ -24,15 +24,7 @@ class Streams(SandboxTest):
     def shell(self, script: str, **env: str) -> Result:
         """Run a shell script in which $OPS is the program."""
         command = f"{sys.executable} {OPS}"
-        done = subprocess.run(
-            ["bash", "-c", script.replace("$OPS", command)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=base_env(**{**self.box.env, **env}),
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        result = Result(done.returncode, done.stdout, done.stderr)
+        result = run("bash", "-c", script.replace("$OPS", command), **{**self.box.env, **env})
         for noise in ("Traceback", "Exception ignored", "BrokenPipe"):
             self.assertNotIn(noise, result.err)
         return result
@@ -122,16 +114,11 @@ class Signals(SandboxTest):
         """Start a command, wait until the service has its request, then signal."""
         del self.box.requests[:]
         self.box.script(call, *[Fault(end="hang")] * 3)
-        child = subprocess.Popen(
-            [sys.executable, str(OPS), *argv],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=base_env(**self.box.env),
-        )
+        child = start(sys.executable, str(OPS), *argv, **self.box.env)
         self.assertTrue(self.box.wait_for(call))
         child.send_signal(number)
         out, err = child.communicate(timeout=PATIENCE_S)
-        result = Result(child.returncode, out, err)
+        result = Result(child.returncode, out.encode(), err.encode())
         self.assertNotIn("Traceback", result.err)
         self.assertEqual(result.out, "")
         self.box.script_nothing()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import signal
-import subprocess
 import sys
 import time
 import unittest
 from typing import Any
 from unittest import mock
 
-from support import OPS, PATIENCE_S, Fault, Result, Sandbox, SandboxTest, base_env, call_ops, ops
+from support import OPS, PATIENCE_S, Fault, Result, Sandbox, SandboxTest, call_ops, ops, start
 
 BILLING = "GET /v1/account/billing"
 
@@ -200,13 +199,7 @@ class Stopped(unittest.TestCase):
     def test_ctrl_c_says_that_the_link_stays_valid_and_which_command_goes_on(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(signal=number), Sandbox("0") as box:
-                child = subprocess.Popen(
-                    [sys.executable, str(OPS), "topup", "--wait"],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=base_env(**box.env),
-                    text=True,
-                )
+                child = start(sys.executable, str(OPS), "topup", "--wait", **box.env)
                 assert child.stdout and child.stderr
                 self.assertIn("Waiting", child.stderr.readline())
                 child.send_signal(number)
@@ -219,13 +212,8 @@ class Stopped(unittest.TestCase):
 
     def test_the_link_arrives_while_the_wait_goes_on(self) -> None:
         with Sandbox("0") as box:
-            child = subprocess.Popen(
-                [sys.executable, str(OPS), "topup", "--wait", "1", "--json"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=base_env(**box.env),
-                text=True,
-            )
+            argv = ("topup", "--wait", "1", "--json")
+            child = start(sys.executable, str(OPS), *argv, **box.env)
             assert child.stdout
             link = json.loads(child.stdout.readline())
             self.assertIsNone(child.poll())
