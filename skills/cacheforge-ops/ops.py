@@ -177,6 +177,8 @@ def read_cents(text: str, bare_unit: str, decimals: bool = False) -> int:
 
 # ── Settings: the environment, variable by variable, in one value ──────────────
 
+URL_HINT = "It looks like https://HOST, with :PORT and /PATH if needed; no user name, ? or #."
+
 
 class Url:
     """A plain web address, taken apart; one with anything surprising does not parse.
@@ -280,18 +282,15 @@ def check_service_url(text: str, name: str, allow_http: bool) -> Url:
     try:
         url = Url(text)
     except ValueError as error:
-        raise Usage(f"{name} is {error}", hint=_URL_HINT) from None
+        raise Usage(f"{name} is {error}", hint=URL_HINT) from None
     if "?" in url.rest or "#" in url.rest:
-        raise Usage(f"{name} has a query or a fragment", hint=_URL_HINT)
+        raise Usage(f"{name} has a query or a fragment", hint=URL_HINT)
     if url.scheme == "http" and not (url.is_loopback or allow_http):
         raise Usage(
             f"{name} is plain http: the key would cross the network unencrypted",
             hint="Use https, or set CACHEFORGE_ALLOW_INSECURE_HTTP=1 on a network of your own.",
         )
     return url
-
-
-_URL_HINT = "It looks like https://HOST, with :PORT and /PATH if needed; no user name, ? or #."
 
 
 # ── Replies: what may be shown of a text, and believed of an answer ────────────
@@ -415,10 +414,7 @@ class Reply:
 
     def need(self, name: str, kind: type[T]) -> T:
         """The field, which must be there."""
-        value = self.maybe(name, kind)
-        if value is None:
-            raise self._answer.doubt(f"{self._path(name)} is missing")
-        return value
+        return self._there(name, self.maybe(name, kind))
 
     def maybe_integer(self, name: str) -> int | None:
         """An integer of at most 64 bits, or None."""
@@ -429,8 +425,7 @@ class Reply:
 
     def integer(self, name: str) -> int:
         """An integer of at most 64 bits."""
-        value = self.maybe_integer(name)
-        return self.need(name, int) if value is None else value
+        return self._there(name, self.maybe_integer(name))
 
     def maybe_text(self, name: str) -> str | None:
         """Text fit to be shown, or None where there is none."""
@@ -441,11 +436,7 @@ class Reply:
 
     def text(self, name: str) -> str:
         """Text fit to be shown, and not empty."""
-        value = self.maybe_text(name)
-        if value is None:
-            self.need(name, str)
-            raise self._answer.doubt(f"{self._path(name)} is empty")
-        return value
+        return self._there(name, self.maybe_text(name), "is missing or empty")
 
     def token(self, name: str, unlike: str) -> str:
         """A new key, to the letter: visible ASCII, and not just `unlike` sent back."""
@@ -475,6 +466,11 @@ class Reply:
         """The objects in a list."""
         path = self._path(name)
         return [Reply(item, self._answer, path) for item in self.need(name, list)]
+
+    def _there(self, name: str, value: T | None, or_else: str = "is missing") -> T:
+        if value is None:
+            raise self._answer.doubt(f"{self._path(name)} {or_else}")
+        return value
 
     def _path(self, name: str) -> str:
         return f"{self._name}.{name}" if self._name else name
@@ -672,9 +668,9 @@ def strict_response() -> type[http.client.HTTPResponse]:
     class WholeLines(io.BufferedReader):
         def readline(self, size: int | None = -1, /) -> bytes:
             line = super().readline(size)
-            if not line.endswith(b"\n") and not (size and 0 < size <= len(line)):
-                raise IncompleteRead(line)
-            return line
+            if line.endswith(b"\n") or len(line) == size:  # too long: http.client's to refuse
+                return line
+            raise IncompleteRead(line)
 
     class StrictResponse(HTTPResponse):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -1410,6 +1406,7 @@ KEY_OWNERS = {"sk-or-": "openrouter", "sk-ant-": "anthropic"}
 STILL_VALID = "The payment link stays valid."
 
 if TYPE_CHECKING:
+    Command = Callable[["Session", argparse.Namespace], Iterator[Report]]
 
     class KeyFile(Protocol):
         """A file of its own for a new key."""
@@ -1646,14 +1643,14 @@ def set_upstream(session: Session, args: argparse.Namespace) -> Iterator[Report]
 def read_provider_key(session: Session, args: argparse.Namespace) -> str | None:
     """The provider's key from wherever the command line says it is; None if nowhere."""
     if args.api_key_env is not None:
-        source, key = (
-            "the variable that --api-key-env names",
-            session.world.getenv(args.api_key_env),
-        )
+        source = "the variable that --api-key-env names"
+        key = session.world.getenv(args.api_key_env)
     elif args.api_key == "-":
-        source, key = "the line on standard input", session.world.read_secret()
+        source = "the line on standard input"
+        key = session.world.read_secret()
     elif args.api_key is not None:
-        source, key = "--api-key", args.api_key
+        source = "--api-key"
+        key = args.api_key
         session.world.note(
             "note: a key on the command line can be seen in ps and stays in the shell's"
             " history; --api-key-env NAME or --api-key - keep it out"
@@ -1745,7 +1742,7 @@ def show_info(session: Session, args: argparse.Namespace) -> Iterator[Report]:
 
 # What shows whether a write was carried out when its result is not known, and what a
 # repeat risks. Each can be pasted into a shell as it stands.
-IF_UNCERTAIN: dict[object, str] = {
+IF_UNCERTAIN: dict[Command, str] = {
     make_topup: "{ops} balance  # an unpaid link costs nothing: topup can be run again",
     enable_auto_topup: "{ops} auto-topup  # shows the rule; setting it again is safe",
     disable_auto_topup: "{ops} auto-topup  # shows the rule; disabling again is safe",
@@ -1761,10 +1758,35 @@ IF_UNCERTAIN: dict[object, str] = {
 KINDS = ("openrouter", "anthropic", "custom", "openai")
 METHODS = ("stripe", "crypto")
 
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction["Parser"]
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but it raises Usage, and never repeats what was typed: a mistyped
-    secret would land in a log."""
+    """argparse with the options that every command takes, raising Usage, and never
+    repeating what was typed: a mistyped secret would land in a log."""
+
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=plain_help, **shape)
+        common = self.add_argument_group("common options, before or after the command")
+        # without defaults here: those after the command would undo what stood before it
+        common.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object a line"
+        )
+        common.add_argument(
+            "--timeout",
+            type=duration,
+            dest="timeout_s",
+            metavar="SECONDS",
+            default=argparse.SUPPRESS,
+            help="the most to spend on the network in all (default 30)",
+        )
+        common.add_argument(
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="a line per exchange on stderr",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise Usage with what argparse says, up to where it quotes."""
@@ -1772,6 +1794,12 @@ class Parser(argparse.ArgumentParser):
         if told.endswith("COMMAND: invalid choice"):
             told = "unknown command"
         raise Usage(told, hint=f"See {{ops}}{self.prog[len('ops.py') :]} --help")
+
+
+def plain_help(prog: str) -> argparse.HelpFormatter:
+    """Help of one width everywhere; argparse would load shutil to measure the terminal,
+    for every option that is declared."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=78)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -1853,42 +1881,30 @@ class RevokeAction(argparse.Action):
         namespace.key_id = values
 
 
-EPILOG = """\
-exit codes:
-  0 done   1 refused, or a nonsense answer: repeating will not help
-  2 bad command line or setting, nothing was sent   3 the API key was refused
-  4 payment required, below --min, or --wait ran out
-  5 no answer, nothing changed: safe to repeat
-  6 uncertain: a write was sent and its outcome is unknown: look, then decide
-  130 interrupted
-
-environment:
-  CACHEFORGE_API_KEY              the account's key (required)
-  CACHEFORGE_BASE_URL             the service (default https://app.anvil-ai.io)
-  CACHEFORGE_MAX_TOPUP_USD        cap for topup and auto-topup, whole dollars (default 500)
-  CACHEFORGE_ALLOW_INSECURE_HTTP  1 to allow plain http beyond this machine
-  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE, NO_COLOR, FORCE_COLOR as everywhere
-"""
-
-
-def common_options() -> Parser:
-    """The options that every command takes, before or after its name."""
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = common.add_argument_group("common options, before or after the command")
-    group.add_argument("--json", action="store_true", help="one JSON object a line")
-    group.add_argument(
-        "--timeout",
-        type=duration,
-        dest="timeout_s",
-        metavar="SECONDS",
-        help="the most to spend on the network in all (default 30)",
+def add_command(
+    commands: Subcommands, name: str, run: Command, what: str, *examples: str
+) -> Parser:
+    """Declare a command, and the verb that it is without a flag; its parser."""
+    lines = "".join(f"\n  ops.py {name} {example}".rstrip() for example in examples)
+    parser = commands.add_parser(
+        name, help=what, description=f"{what}.", epilog=f"examples:{lines}"
     )
-    group.add_argument("--verbose", action="store_true", help="a line per exchange on stderr")
-    return common
+    parser.set_defaults(run=run, command=name)
+    return parser
 
 
-def add_balance(parser: Parser) -> None:
+def add_balance(commands: Subcommands) -> None:
     """Declare `balance`."""
+    parser = add_command(
+        commands,
+        "balance",
+        show_balance,
+        "show the balance, the auto top-up rule, the saved card",
+        "",
+        "--min 2.50",
+        "--wait",
+        "--wait 30 --min 5",
+    )
     parser.add_argument(
         "--min",
         type=min_dollars,
@@ -1899,8 +1915,17 @@ def add_balance(parser: Parser) -> None:
     add_wait(parser, "look until the balance is above 0, or at --min; else exit 4")
 
 
-def add_topup(parser: Parser) -> None:
+def add_topup(commands: Subcommands) -> None:
     """Declare `topup`."""
+    parser = add_command(
+        commands,
+        "topup",
+        make_topup,
+        "make a link that a person pays; it charges nothing by itself",
+        "--amount 10",
+        "--amount 25 --method crypto",
+        "--amount 10 --wait",
+    )
     parser.add_argument(
         "--amount",
         type=whole_dollars,
@@ -1920,28 +1945,18 @@ def add_topup(parser: Parser) -> None:
     add_dry_run(parser)
 
 
-def add_wait(parser: Parser, help: str) -> None:
-    """Declare `--wait`."""
-    parser.add_argument(
-        "--wait",
-        type=duration,
-        nargs="?",
-        const=DEFAULT_WAIT_S,
-        dest="wait_s",
-        metavar="SECONDS",
-        help=f"{help} (default {DEFAULT_WAIT_S:g} s)",
-    )
-
-
-def add_dry_run(parser: Parser) -> None:
-    """Declare `--dry-run`."""
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the request, and send no write"
-    )
-
-
-def add_auto_topup(parser: Parser) -> None:
+def add_auto_topup(commands: Subcommands) -> None:
     """Declare `auto-topup`."""
+    parser = add_command(
+        commands,
+        "auto-topup",
+        show_auto_topup,
+        "show or set the rule that charges the saved card by itself",
+        "",
+        "--enable --threshold 200 --amount 1000",
+        "--enable --threshold 2usd --amount 10usd --dry-run",
+        "--disable",
+    )
     switch = parser.add_mutually_exclusive_group()
     switch.add_argument(
         "--enable", action="store_const", dest="run", const=enable_auto_topup, help="set the rule"
@@ -1966,8 +1981,18 @@ def add_auto_topup(parser: Parser) -> None:
     add_dry_run(parser)
 
 
-def add_upstream(parser: Parser) -> None:
+def add_upstream(commands: Subcommands) -> None:
     """Declare `upstream`."""
+    parser = add_command(
+        commands,
+        "upstream",
+        show_upstream,
+        "show or set the provider that calls are forwarded to",
+        "",
+        "--set --kind openrouter --api-key-env OPENROUTER_API_KEY",
+        "--set --kind openrouter --api-key sk-or-...",
+        "--set --kind custom --base-url https://llm.example.com",
+    )
     parser.add_argument(
         "--set", action="store_const", dest="run", const=set_upstream, help="set what is given"
     )
@@ -1988,8 +2013,18 @@ def add_upstream(parser: Parser) -> None:
     add_dry_run(parser)
 
 
-def add_keys(parser: Parser) -> None:
+def add_keys(commands: Subcommands) -> None:
     """Declare `keys`."""
+    parser = add_command(
+        commands,
+        "keys",
+        list_keys,
+        "list, make or revoke API keys",
+        "",
+        "--create --save new.key",
+        "--create",
+        "--revoke KEY_ID --yes",
+    )
     verb = parser.add_mutually_exclusive_group()
     verb.add_argument(
         "--create",
@@ -2016,86 +2051,61 @@ def add_keys(parser: Parser) -> None:
     add_dry_run(parser)
 
 
-# name, the verb without a flag, its options, what it does, examples
-COMMANDS: tuple[tuple[str, object, Callable[[Parser], None], str, tuple[str, ...]], ...] = (
-    (
-        "balance",
-        show_balance,
-        add_balance,
-        "show the balance, the auto top-up rule, the saved card",
-        ("", " --min 2.50", " --wait", " --wait 30 --min 5"),
-    ),
-    (
-        "topup",
-        make_topup,
-        add_topup,
-        "make a link that a person pays; it charges nothing by itself",
-        (" --amount 10", " --amount 25 --method crypto", " --amount 10 --wait"),
-    ),
-    (
-        "auto-topup",
-        show_auto_topup,
-        add_auto_topup,
-        "show or set the rule that charges the saved card by itself",
-        (
-            "",
-            " --enable --threshold 200 --amount 1000",
-            " --enable --threshold 2usd --amount 10usd --dry-run",
-            " --disable",
-        ),
-    ),
-    (
-        "upstream",
-        show_upstream,
-        add_upstream,
-        "show or set the provider that calls are forwarded to",
-        (
-            "",
-            " --set --kind openrouter --api-key-env OPENROUTER_API_KEY",
-            " --set --kind openrouter --api-key sk-or-...",
-            " --set --kind custom --base-url https://llm.example.com",
-        ),
-    ),
-    (
-        "keys",
-        list_keys,
-        add_keys,
-        "list, make or revoke API keys",
-        ("", " --create --save new.key", " --create", " --revoke KEY_ID --yes"),
-    ),
-    ("info", show_info, lambda _: None, "show the tenant, and what this program is set to", ("",)),
-)
+def add_info(commands: Subcommands) -> None:
+    """Declare `info`."""
+    what = "show the tenant, and what this program is set to"
+    add_command(commands, "info", show_info, what, "")
 
 
-def plain_help(prog: str) -> argparse.HelpFormatter:
-    """Help of one width everywhere; argparse would load shutil to measure the terminal,
-    for every option that is declared."""
-    return argparse.RawDescriptionHelpFormatter(prog, width=78)
+def add_wait(parser: Parser, help: str) -> None:
+    """Declare `--wait`."""
+    parser.add_argument(
+        "--wait",
+        type=duration,
+        nargs="?",
+        const=DEFAULT_WAIT_S,
+        dest="wait_s",
+        metavar="SECONDS",
+        help=f"{help} (default {DEFAULT_WAIT_S:g} s)",
+    )
+
+
+def add_dry_run(parser: Parser) -> None:
+    """Declare `--dry-run`."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the request, and send no write"
+    )
+
+
+EPILOG = """\
+exit codes:
+  0 done   1 refused, or a nonsense answer: repeating will not help
+  2 bad command line or setting, nothing was sent   3 the API key was refused
+  4 payment required, below --min, or --wait ran out
+  5 no answer, nothing changed: safe to repeat
+  6 uncertain: a write was sent and its outcome is unknown: look, then decide
+  130 interrupted
+
+environment:
+  CACHEFORGE_API_KEY              the account's key (required)
+  CACHEFORGE_BASE_URL             the service (default https://app.anvil-ai.io)
+  CACHEFORGE_MAX_TOPUP_USD        cap for topup and auto-topup, whole dollars (default 500)
+  CACHEFORGE_ALLOW_INSECURE_HTTP  1 to allow plain http beyond this machine
+  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE, NO_COLOR, FORCE_COLOR as everywhere
+"""
 
 
 def build_parser() -> Parser:
-    """The whole command line. Each verb names its function as `run`."""
-    common = common_options()
-    shape: dict[str, Any] = {
-        "parents": [common],
-        "allow_abbrev": False,
-        "formatter_class": plain_help,
-    }
+    """The whole command line. Each verb is named by its function, as `run`."""
     parser = Parser(
         prog="ops.py",
         description="Run a CacheForge account: balance, top-ups, provider and API keys.",
         epilog=EPILOG,
-        **shape,
     )
     parser.add_argument("--version", action="version", version=f"cacheforge-ops {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
-    for name, run, add_options, what, examples in COMMANDS:
-        lines = "\n".join(f"  ops.py {name}{example}" for example in examples)
-        sub = commands.add_parser(
-            name, help=what, description=f"{what}.", epilog=f"examples:\n{lines}", **shape
-        )
-        sub.set_defaults(run=run, command=name)
-        add_options(sub)
+    for add in (add_balance, add_topup, add_auto_topup, add_upstream, add_keys, add_info):
+        add(commands)
     return parser
 
 
