@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import stat
+import sys
 import tempfile
 import unittest
 from pathlib import Path
-from unittest import mock
 
-from support import DEFAULT_KEY, Fault, SandboxTest
+from support import DEFAULT_KEY, OPS, Fault, SandboxTest, run
 
 CREATE = "POST /v1/account/keys"
 THEIRS = "sk-or-v1-Sup3rS3cret"
@@ -82,20 +84,11 @@ class Save(SandboxTest):
             self.fails(exit_code, *self.argv)
             self.assertFalse(self.path.exists())
 
-    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
-    def test_a_full_disk_exits_6_and_names_the_key_to_revoke(self) -> None:
-        # the file is made and then replaced by one that is always full, as a disk can be
-        real = os.open
-        opened: list[str] = []
-
-        def full(path: str, flags: int, mode: int = 0o777) -> int:
-            opened.append(path)
-            os.close(real(path, flags, mode))
-            return real("/dev/full", os.O_WRONLY)
-
-        with mock.patch.object(os, "open", full):
-            result = self.fails(6, *self.argv)
-        self.assertEqual(opened, [str(self.path)])
+    @unittest.skipUnless(shutil.which("bash"), "needs a shell that can set a limit")
+    def test_a_file_that_takes_no_more_exits_6_and_names_the_key_to_revoke(self) -> None:
+        command = shlex.join([sys.executable, str(OPS), *self.argv])
+        result = run("bash", "-c", f"ulimit -f 0 && {command}", **self.box.env)
+        self.assertEqual((result.exit, result.out), (6, ""), result)
         made = self.box.books.keys[-1]
         self.assertIn(f"keys --revoke {made.id}", result.err)
         self.assertNotIn(made.secret, result.err)

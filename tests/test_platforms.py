@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import shlex
@@ -67,6 +68,22 @@ class WithoutPosix(SandboxTest):
             with mock.patch.object(select, "poll"):
                 del select.poll
                 ops.check_stdout()
+
+    def test_a_device_is_no_file_for_a_key(self) -> None:
+        reader, writer = os.pipe()  # as NUL on Windows: it opens as if it were new
+        self.addCleanup(os.close, reader)
+        with mock.patch.object(os, "open", return_value=writer):
+            result = self.ops("keys", "--create", "--save", "NUL")
+        self.assertEqual((result.exit, self.box.requests), (2, []), result)
+        self.assertRaises(OSError, os.fstat, writer)
+
+    def test_a_terminal_that_cannot_show_a_question_is_not_read(self) -> None:
+        console = ops.Console(False, "ops.py", {})
+        for answer in (lambda: console.ask("Sure?"), console.read_secret):
+            typed = mock.patch.object(sys, "stdin", mock.Mock(isatty=lambda: True))
+            with typed as stdin, mock.patch.object(sys, "stderr", io.StringIO()):
+                self.assertFalse(answer())
+            stdin.readline.assert_not_called()
 
     def test_no_colour_on_windows_consoles_unless_forced(self) -> None:
         terminal = mock.patch.object(sys, "stdout", mock.Mock(isatty=lambda: True))

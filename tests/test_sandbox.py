@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -157,6 +158,7 @@ class CommandLine(unittest.TestCase):
             self.assertEqual(result.exit, 2)
             self.assertNotIn("Traceback", result.err)
 
+    @unittest.skipIf(os.name == "nt", "POSIX signals")
     def test_serve_prints_two_exports_logs_and_frees_its_port_on_ctrl_c(self) -> None:
         child = start(sys.executable, SCRIPT, "--serve")
         assert child.stdout and child.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import time
@@ -196,6 +197,7 @@ class TopupWait(Clocked):
 class Stopped(unittest.TestCase):
     """Real processes, real signals, a real terminal's worth of patience."""
 
+    @unittest.skipIf(os.name == "nt", "POSIX signals")
     def test_ctrl_c_says_that_the_link_stays_valid_and_which_command_goes_on(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(signal=number), Sandbox("0") as box:

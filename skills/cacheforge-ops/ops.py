@@ -2133,11 +2133,16 @@ class PrivateFile:
 
     def __init__(self, path: str) -> None:
         """Raises Usage where it cannot be made."""
+        import stat
+
         self.path = path
         try:
             # O_EXCL refuses whatever is there already, a dangling symlink included
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(path, flags, 0o600)
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                os.close(self._descriptor)
+                raise ValueError("a device: on Windows, NUL would swallow the key")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not a file name"
             raise Usage(f"--save: the file cannot be made ({why}); nothing was sent") from None
@@ -2245,21 +2250,27 @@ class Console:
         except (OSError, ValueError):
             pass
 
+    @staticmethod
+    def _has_person() -> bool:
+        # both: Windows also calls NUL a terminal, and a question has to be seen
+        return all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
     def ask(self, question: str) -> bool | None:
         """Ask a person on the terminal; None where there is none."""
-        if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        if not self._has_person():
             return None
         self._write_error(f"{question} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def read_secret(self) -> str:
-        """One line of standard input; from a terminal, without an echo."""
-        if sys.stdin is None:
-            return ""
-        if sys.stdin.isatty():
+        """One line of standard input; from a terminal, without an echo. Empty if there is
+        none, or nobody to type it."""
+        if self._has_person():
             from getpass import getpass
 
             return getpass("Provider's key: ")
+        if sys.stdin is None or sys.stdin.isatty():  # never with an echo
+            return ""
         try:
             return sys.stdin.readline(8192)
         except ValueError:  # not text
