@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import unittest
 
 from support import DEFAULT_KEY, OPS, Fault, SandboxTest, ops
@@ -78,6 +80,14 @@ class Balance(SandboxTest):
             self.assertEqual(found["next"], f"python3 {OPS} topup --amount 10")
             self.assertIs(found["funded"], False)
         self.assertEqual(found["balance_usd"], "-0.000001")
+        self.assertNotIn("Short by", self.ok("balance").out)
+
+    def test_the_smallest_credit_is_credit(self) -> None:
+        self.box.books.credit("spent", -12_340_000 + 1)
+        self.assertIs(self.ok("balance", "--json").json["funded"], True)
+        self.assertIn("\x1b[1;32m$0.00", self.ok("balance", FORCE_COLOR="1").out)
+        self.box.books.credit("spent", -1)
+        self.assertIn("\x1b[1;31m$0.00", self.ok("balance", FORCE_COLOR="1").out)
 
     def test_a_trailing_slash_or_v1_in_the_base_url_means_the_same(self) -> None:
         for tail in ("/", "/v1", "/v1/"):
@@ -90,6 +100,11 @@ class Balance(SandboxTest):
         self.assertEqual(seen.headers["Authorization"], f"Bearer {DEFAULT_KEY}")
         self.assertRegex(seen.headers["User-Agent"], r"^cacheforge-ops/\d")
         self.assertEqual(seen.body, b"")
+        self.assertNotIn("Content-Type", seen.headers)
+        self.ok("topup")
+        seen = self.box.requests[1]
+        self.assertEqual(seen.headers["Content-Type"], "application/json")
+        self.assertEqual(seen.headers["Accept"], "application/json")
 
 
 class TopUp(SandboxTest):
@@ -134,6 +149,7 @@ class AutoTopup(SandboxTest):
     def test_enabling_stores_cents_and_shows_what_is_stored(self) -> None:
         self.save_card()
         result = self.ok(*ENABLE, "--json").json
+        self.assertIn("may now charge the saved card $10.50", self.ok(*ENABLE).out)
         self.assertEqual(
             self.box.writes[0].json,
             {"enabled": True, "thresholdCents": 250, "amountCents": 1050},
@@ -240,6 +256,9 @@ class Upstream(SandboxTest):
         self.ok("upstream", "--set", "--kind", "anthropic")
         self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
         self.assertIn("differs", self.fails(6, "upstream", "--set", "--kind", "openrouter").err)
+        self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
+        argv = ("upstream", "--set", "--base-url", "https://llm.example.com")
+        self.assertIn("differs", self.fails(6, *argv).err)
 
 
 class Keys(SandboxTest):
@@ -296,6 +315,20 @@ class Keys(SandboxTest):
         found = self.ok("keys", "--create", "--json").json
         made = self.box.books.keys[-1]
         self.assertEqual(found, {"id": made.id, "prefix": made.prefix, "api_key": made.secret})
+
+    def test_a_new_key_is_named_by_what_the_service_tells_of_it(self) -> None:
+        for told, text, saved in (
+            ({"id": "key_9", "prefix": "cf_n"}, "New key key_9 (cf_n):", "key_9 (cf_n)"),
+            ({"id": "key_9"}, "New key key_9:", "key_9"),
+            ({"prefix": "cf_n"}, "New key cf_n:", "cf_n"),
+            ({}, "New key:", "New key"),
+        ):
+            reply = Fault.reply(200, {"apiKey": "cf_new_0123456789", **told})
+            self.box.script("POST /v1/account/keys", reply, reply)
+            self.assertIn(text, self.ok("keys", "--create").out)
+            with tempfile.TemporaryDirectory() as folder:
+                argv = ("keys", "--create", "--save", os.path.join(folder, "new.key"))
+                self.assertIn(f"New key    {saved}\n", self.ok(*argv).out)
 
     def test_revoking_says_which_key_died(self) -> None:
         key_id = self.add_key()
@@ -403,6 +436,14 @@ class Errors(SandboxTest):
         result = self.ops("balance", "--verbose")
         self.assertRegex(result.err, r"^GET /v1/account/billing: 200, \d+ ms, id req_\w+\n$")
         self.assertNotIn(DEFAULT_KEY, result.err)
+
+    def test_verbose_counts_in_milliseconds(self) -> None:
+        reply = Fault.reply(200, {"tenant": {"id": "tn_1", "status": "active"}})
+        reply.drip_s = 0.001  # for each of some 150 bytes
+        self.box.script("GET /v1/account/info", reply)
+        result = self.ops("info", "--verbose")
+        took_ms = int(result.err.split(", ")[1].split()[0])
+        self.assertTrue(100 <= took_ms < 30_000, result.err)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from support import DEFAULT_KEY, OPS, Fault, SandboxTest, run
+from support import DEFAULT_KEY, OPS, Fault, SandboxTest, ops, run
 
 CREATE = "POST /v1/account/keys"
 THEIRS = "sk-or-v1-Sup3rS3cret"
@@ -95,6 +95,18 @@ class Save(SandboxTest):
         self.assertFalse(self.path.exists())
 
 
+class LostKey(unittest.TestCase):
+    def test_the_hint_says_which_key_to_revoke_as_well_as_it_can(self) -> None:
+        for key_id, prefix, words in (
+            ("key_9", "cf_n", "{ops} keys --revoke key_9 --yes"),
+            (None, "cf_n", "the one with the prefix cf_n"),
+            (None, None, "the newest one"),
+        ):
+            key = ops.NewKey(id=key_id, prefix=prefix, api_key="cf_new")
+            self.assertIn(words, ops.lost_key_hint(key))
+            self.assertNotIn("cf_new", ops.lost_key_hint(key))
+
+
 class ProviderKey(SandboxTest):
     argv = ("upstream", "--set", "--kind", "openrouter")
 
@@ -104,6 +116,17 @@ class ProviderKey(SandboxTest):
     def test_from_a_variable(self) -> None:
         self.ok(*self.argv, "--api-key-env", "THEIRS", THEIRS=f" {THEIRS}\n")
         self.assertEqual(self.stored(), THEIRS)
+
+    def test_any_word_but_our_own_key_will_do(self) -> None:
+        for word in ("aa", "zz", DEFAULT_KEY + "x"):
+            argv = ("upstream", "--set", "--kind", "anthropic", "--api-key-env", "THEIRS")
+            self.ok(*argv, THEIRS=word)
+            self.assertEqual(self.stored(), word)
+
+    def test_a_variable_has_a_name_that_variables_can_have(self) -> None:
+        for name in ("A-B", "", "1A", "A B", THEIRS):
+            self.assertNotIn(THEIRS, self.fails(2, *self.argv, f"--api-key-env={name}").err)
+        self.assertEqual(self.box.requests, [])
 
     def test_from_a_line_of_standard_input(self) -> None:
         self.ok(*self.argv, "--api-key", "-", stdin=f"{THEIRS}\nrest\n")

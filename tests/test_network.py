@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import queue
 import socket
 import ssl
 import threading
@@ -12,8 +13,9 @@ import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
-from support import DEFAULT_KEY, Fault, Result, Sandbox, call_ops, run_ops
+from support import DEFAULT_KEY, PATIENCE_S, Fault, Result, Sandbox, call_ops, ops, run_ops
 from test_faults import BILLING, COMMANDS, GOOD, THEIRS, WRITES, http, moved
 
 CERTIFICATES = Path(__file__).parent / "certificates"
@@ -115,6 +117,52 @@ class Deadline(unittest.TestCase):
             self.assertLess(time.monotonic() - began, 5)
             self.assertEqual(len(box.requests), 2)
 
+    def test_a_write_that_was_given_up_is_not_sent_later(self) -> None:
+        given_up, sent = threading.Event(), queue.Queue[bytes]()
+
+        def serve(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not given_up.wait(0.05):  # each byte is in time, the whole is not
+                connection.sendall(b"x")
+            connection.sendall(b"\r\n\r\n")
+            with server_context("good.pem").wrap_socket(connection, server_side=True) as late:
+                sent.put(late.recv(65536))
+
+        with listening(serve) as url:
+            env = {"HTTPS_PROXY": url, "SSL_CERT_FILE": AUTHORITY}
+            result = run_at("https://service.test", "topup", "--timeout", "0.3", **env)
+            self.assertEqual(result.exit, 5, result)  # nothing was changed: that is a promise
+            given_up.set()
+            self.assertEqual(sent.get(timeout=PATIENCE_S), b"")
+
+    def test_without_a_second_left_nothing_is_begun(self) -> None:
+        calls: list[str] = []
+        connection = mock.Mock(connect=lambda: calls.append("connect"))
+        before = set(threading.enumerate())
+        ops.Exchange(connection, "POST", "/", {}, None).run(0)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(PATIENCE_S)
+        self.assertEqual(calls, [])
+
+    def test_it_is_safe_to_repeat_what_took_too_long(self) -> None:
+        with Sandbox() as box:
+            box.script(BILLING, Fault(end="hang"))
+            error = call_ops("balance", "--timeout", "0.3", "--json", **box.env).error
+        self.assertIs(error["retryable"], True)
+        self.assertIn("safe to repeat", error["hint"])
+
+    def test_the_pauses_between_the_tries_of_a_read_grow(self) -> None:
+        with Sandbox() as box:
+            box.script(BILLING, *[Fault(end="reset")] * 3)
+            pauses: list[float] = []
+            with mock.patch(
+                "support.QuickConsole.sleep", lambda _, pause_s: pauses.append(pause_s)
+            ):
+                self.assertEqual(call_ops("balance", **box.env).exit, 5)
+        self.assertEqual(len(pauses), 2)
+        self.assertTrue(0.5 <= pauses[0] <= 1.5 and 1 <= pauses[1] <= 3, pauses)
+
 
 class Connections(unittest.TestCase):
     def test_nobody_listens(self) -> None:
@@ -124,6 +172,7 @@ class Connections(unittest.TestCase):
             result = run_at(f"http://127.0.0.1:{port}", *argv)
             self.assertEqual((result.exit, result.out), (5, ""))
             self.assertIn("safe to repeat", result.err)
+            self.assertRegex(result.err, rf"no connection to 127\.0\.0\.1:{port}: \w+")
 
     def test_a_server_that_accepts_and_closes(self) -> None:
         for linger in (False, True):
@@ -175,11 +224,11 @@ class Tls(unittest.TestCase):
         self.assertEqual((result.exit, result.err), (0, ""), result)
 
     def test_certificates_that_do_not_verify_are_refused_with_the_fix(self) -> None:
-        for name, trusted in (
-            ("good.pem", False),
-            ("self-signed.pem", True),
-            ("expired.pem", True),
-            ("wrong-host.pem", True),
+        for name, trusted, why in (
+            ("good.pem", False, "unable to"),
+            ("self-signed.pem", True, "self.signed"),
+            ("expired.pem", True, "expired"),
+            ("wrong-host.pem", True, "[Mm]ismatch"),
         ):
             for argv in (("balance",), ("keys", "--create")):
                 with self.subTest(name=name, argv=argv):
@@ -187,10 +236,14 @@ class Tls(unittest.TestCase):
                     result, box = self.run_tls(name, *argv, **env)
                     self.assertEqual((result.exit, result.out), (5, ""), result)
                     self.assertIn("SSL_CERT_FILE", result.err)
-                    self.assertIn("certificate", result.err)
+                    self.assertRegex(result.err, f"certificate of .* is not accepted: .*{why}")
                     self.assertIn("Install Certificates.command", result.err)
                     self.assertNotRegex(result.err, "(?i)disable|insecure|skip")
                     self.assertEqual(box.requests, [])
+
+    def test_a_certificate_that_does_not_verify_is_not_worth_a_repeat(self) -> None:
+        error = self.run_tls("good.pem", "balance", "--json")[0].error
+        self.assertIs(error["retryable"], False)
 
     def test_plain_http_on_a_tls_port_and_the_other_way_round(self) -> None:
         with Sandbox() as box:
@@ -315,9 +368,12 @@ class Proxies(unittest.TestCase):
         with Sandbox() as box:
             proxy = Proxy(int(box.url.rsplit(":", 1)[1]))
             with listening(proxy.serve) as url:
-                env = {"HTTP_PROXY": url, "CACHEFORGE_ALLOW_INSECURE_HTTP": "1"}
+                address = url.replace("http://", "http://me:secret@")
+                env = {"HTTP_PROXY": address, "CACHEFORGE_ALLOW_INSECURE_HTTP": "1"}
                 result = run_at("http://service.test", "balance", **env)
             self.assertEqual(result.exit, 0, result)
+            token = base64.b64encode(b"me:secret")
+            self.assertIn(b"Proxy-Authorization: Basic " + token, proxy.heard)
             self.assertTrue(proxy.heard.startswith(b"GET http://service.test/v1/account/billing "))
 
 

@@ -26,7 +26,7 @@ class Pasting(unittest.TestCase):
     def test_on_posix(self) -> None:
         self.assertEqual(self.program("a/ops.py", "posix"), "python3 a/ops.py")
         odd = "my skills/it's/$HOME/ops.py"
-        self.assertEqual(shlex.split(self.program(odd, "posix")), ["python3", odd])
+        self.assertEqual(self.program(odd, "posix"), f"python3 {shlex.quote(odd)}")
 
     def test_on_windows(self) -> None:
         self.assertEqual(self.program(r"C:\skills\ops.py", "nt"), r"python C:\skills\ops.py")
@@ -84,6 +84,18 @@ class WithoutPosix(SandboxTest):
             with typed as stdin, mock.patch.object(sys, "stderr", io.StringIO()):
                 self.assertFalse(answer())
             stdin.readline.assert_not_called()
+
+    def test_a_countdown_and_other_lines_do_not_run_together(self) -> None:
+        console = ops.Console(False, "ops.py", {})
+        with mock.patch.object(sys, "stderr", io.StringIO()) as screen:
+            screen.isatty = lambda: True  # type: ignore[method-assign]
+            console.countdown(2)
+            console.countdown(1)
+            console.note("a")
+            console.note("b")
+            console.countdown(-1)
+        expected = "\rwaiting, 2 s left \rwaiting, 1 s left \na\nb\n\rwaiting, 0 s left "
+        self.assertEqual(screen.getvalue(), expected)
 
     def test_no_colour_on_windows_consoles_unless_forced(self) -> None:
         terminal = mock.patch.object(sys, "stdout", mock.Mock(isatty=lambda: True))

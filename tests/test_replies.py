@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import email.message
+import json
 import time
 import unittest
+from collections.abc import Callable
 from email.utils import formatdate
 from unittest import mock
 
@@ -30,6 +32,9 @@ class Clean(unittest.TestCase):
             ("\u202eabc\u202c", "abc"),
             ("a\u200bb\ufeffc\xadd", "abcd"),
             ("x\U000e0041\U000e0042", "x"),
+            ("x\U000e0100\U000e01ef", "x"),
+            ("x\ufe00\ufe0f\ufe01", "x"),
+            ("\u2764\ufe0f!", "\u2764\ufe0f!"),
             ("a\ud800b", "ab"),
             ("  padded\n", "padded"),
             ("", ""),
@@ -73,11 +78,23 @@ class RetryAfter(unittest.TestCase):
         for text in ("", "-1", "1.5", "soon", "9" * 10, "１"):  # noqa: RUF001
             self.assertIsNone(ops.read_retry_after_s(text), text)
 
+    def test_a_date_that_no_calendar_has(self) -> None:
+        for year in (99999, 10**20):
+            self.assertIsNone(ops.read_retry_after_s(f"Mon, 01 Jan {year} 00:00:00 GMT"))
+
     def test_a_date(self) -> None:
         with mock.patch.object(time, "time", lambda: 1_000_000_000.25):
             for ahead_s, seconds in ((60, 60), (1, 1), (0, None), (-60, None)):
                 date = formatdate(1_000_000_000 + ahead_s, usegmt=True)
                 self.assertEqual(ops.read_retry_after_s(date), seconds)
+
+
+class ParseJson(unittest.TestCase):
+    def test_what_strict_json_is_not(self) -> None:
+        for body in (b"", b"x", b"NaN", b'{"a": 1, "a": 1}', b"[" * 100_000, b"\xff"):
+            with self.assertRaises(ValueError, msg=body[:20]):
+                ops.parse_json(body)
+        self.assertEqual(ops.parse_json(b'\xef\xbb\xbf{"a": [1]}'), {"a": [1]})
 
 
 class ErrorText(unittest.TestCase):
@@ -96,13 +113,85 @@ class ErrorText(unittest.TestCase):
             self.assertEqual(ops.error_text(body), said, body)
 
 
+class Classify(unittest.TestCase):
+    def test_each_status_at_the_edge_of_its_class(self) -> None:
+        for status, read, write in (
+            (300, ops.Refused, ops.Refused),
+            (399, ops.Refused, ops.Refused),
+            (400, ops.Refused, ops.Refused),
+            (401, ops.Unauthorized, ops.Unauthorized),
+            (402, ops.PaymentRequired, ops.PaymentRequired),
+            (403, ops.Unauthorized, ops.Unauthorized),
+            (404, ops.Refused, ops.Refused),
+            (429, ops.Unreachable, ops.Unreachable),
+            (499, ops.Refused, ops.Refused),
+            (500, ops.Unreachable, ops.Uncertain),
+            (599, ops.Unreachable, ops.Uncertain),
+            (199, ops.BadReply, ops.Uncertain),
+        ):
+            for is_write, kind in ((False, read), (True, write)):
+                self.assertIs(ops.classify(status, is_write)[0], kind, status)
+
+    def test_each_outcome_has_its_code_and_exit(self) -> None:
+        expected = {
+            ops.Failure: ("failed", 1, False),
+            ops.Refused: ("failed", 1, False),
+            ops.BadReply: ("failed", 1, False),
+            ops.Usage: ("usage", 2, False),
+            ops.Unauthorized: ("unauthorized", 3, False),
+            ops.PaymentRequired: ("payment_required", 4, False),
+            ops.Unreachable: ("unreachable", 5, True),
+            ops.Uncertain: ("uncertain", 6, False),
+            ops.Interrupted: ("interrupted", 130, False),
+        }
+        for kind, promised in expected.items():
+            error = kind("x")
+            self.assertEqual((error.code, error.exit, error.retryable), promised)
+
+
 class Answer(unittest.TestCase):
-    def answer(self, **headers: str) -> ops.Answer:
+    def answer(self, body: bytes = b"{}", **headers: str) -> ops.Answer:
         message = email.message.Message()
         for name, value in headers.items():
             message[name.replace("_", "-")] = value
-        response: object = (200, message, b"{}")
+        response: object = (200, message, body)
         return ops.Answer(response, False, [SECRET])  # type: ignore[arg-type]
+
+    def doubt(self, body: bytes, ask: Callable[[ops.Reply], object]) -> str:
+        """What is said of a body where `ask` asks for something that is not there."""
+        with self.assertRaises(ops.BadReply) as caught:
+            ask(self.answer(body).reply(empty_ok=False))
+        return caught.exception.message.partition("cannot be used: ")[2]
+
+    def test_what_cannot_be_believed_is_named(self) -> None:
+        for body, ask, said in (
+            (b"[]", str, "it is not an object"),
+            (b"{}", lambda reply: reply.need("a", bool), "a is missing"),
+            (b"{}", lambda reply: reply.integer("a"), "a is missing"),
+            (b"{}", lambda reply: reply.text("a"), "a is missing or empty"),
+            (b'{"a": " "}', lambda reply: reply.text("a"), "a is missing or empty"),
+            (b'{"a": null}', lambda reply: reply.child("a"), "a is missing"),
+            (b'{"a": {}}', lambda reply: reply.child("a").text("b"), "a.b is missing or empty"),
+            (b'{"a": [1]}', lambda reply: reply.children("a"), "a is not an object"),
+            (b'{"a": true}', lambda reply: reply.integer("a"), "a has the wrong type"),
+            (b'{"a": 1.0}', lambda reply: reply.integer("a"), "a has the wrong type"),
+            (b'{"a": 1}', lambda reply: reply.text("a"), "a has the wrong type"),
+            (b'{"a": 9223372036854775808}', lambda reply: reply.integer("a"), "a is out of range"),
+            (b'{"a": "no key"}', lambda reply: reply.token("a", ""), "a is not a key"),
+        ):
+            self.assertEqual(self.doubt(body, ask), said)
+
+    def test_the_longest_link_and_the_largest_integers(self) -> None:
+        for length, usable in ((4096, True), (4097, False)):
+            link = "https://a.example/".ljust(length, "x")
+            reply = self.answer(json.dumps({"a": link}).encode()).reply(empty_ok=False)
+            if usable:
+                self.assertEqual(reply.link("a", allow_loopback=False)[0], link)
+            else:
+                self.assertRaises(ops.BadReply, reply.link, "a", False)
+        for integer in (2**63 - 1, 1 - 2**63):
+            reply = self.answer(b'{"a": %d}' % integer).reply(empty_ok=False)
+            self.assertEqual(reply.integer("a"), integer)
 
     def test_the_first_request_id_that_is_there(self) -> None:
         self.assertEqual(self.answer(X_Request_Id="a", CF_Ray="b").request_id, "a")

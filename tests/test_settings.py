@@ -99,5 +99,10 @@ class BadInput(SandboxTest):
 
 class MaskedKey(unittest.TestCase):
     def test_the_mask_keeps_too_little_to_use(self) -> None:
-        for key, mask in ((KEY, "cf_...ghij"), ("cfk_short", "cfk_..."), ("x" * 20, "...xxxx")):
+        for key, mask in (
+            (KEY, "cf_...ghij"),
+            ("cfk_short", "cfk_..."),
+            ("x" * 16, "...xxxx"),
+            ("x" * 15, "..."),
+        ):
             self.assertEqual(ops.Settings({"CACHEFORGE_API_KEY": key}).mask_key(), mask)

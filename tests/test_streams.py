@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -59,7 +61,16 @@ class Streams(SandboxTest):
             made = self.box.books.keys[-1]
             self.assertEqual(result.exit, 6, result)
             self.assertIn(f"keys --revoke {made.id}", result.err)
+            self.assertIn("No space left", result.err)
             self.assertNotIn(made.secret, result.err)
+
+    def test_a_stdout_that_closes_on_the_way_is_told_as_such(self) -> None:
+        console = ops.Console(False, "ops.py", {})
+        closed = io.StringIO()
+        closed.close()
+        gone = mock.patch.object(sys, "stdout", closed)
+        with gone, self.assertRaisesRegex(ops.Undelivered, "it is closed"):
+            console.deliver(ops.Report({}, lines=["x"]))
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_a_full_stdout_after_other_commands(self) -> None:
@@ -140,6 +151,18 @@ class Signals(SandboxTest):
                 if extra:
                     self.assertEqual(result.error["code"], "interrupted")
 
+    def test_a_second_one_while_the_first_is_told(self) -> None:
+        program = (
+            "import sys\n"
+            f"sys.path.insert(0, {str(OPS.parent)!r})\n"
+            "import ops\n"
+            "def main(): raise KeyboardInterrupt\n"
+            "ops.main = main\n"
+            "ops.start()\n"
+        )
+        result = run(sys.executable, "-B", "-c", program)
+        self.assertEqual((result.exit, result.out, result.err), (130, "", ""))
+
     def test_before_a_write_leaves_it_unsent(self) -> None:
         self.save_card()
         self.box.service.create_key({})
@@ -202,6 +225,15 @@ class Asking(SandboxTest):
         self.assertEqual(self.box.books.upstream["apiKey"], "sk-or-v1-Sup3rS3cret")
         self.assertNotIn("Sup3rS3cret", screen)
 
+    def test_a_wait_counts_down_in_one_line(self) -> None:
+        self.box.books.credit("spent", -12_340_000)
+        exit_code, screen = self.at_terminal(b"", "balance", "--wait", "1.4")
+        self.assertEqual(exit_code, 4)
+        left = re.findall(r"\rwaiting, (\d+) s left ", screen)
+        self.assertIn(left[0], ("1", "2"))
+        self.assertLessEqual({*left}, {"0", "1", "2"})
+        self.assertIn(" s left \r\nBalance", screen)
+
     def test_a_terminal_gets_bold_and_one_color(self) -> None:
         _, screen = self.at_terminal(b"", "balance")
         self.assertIn("\x1b[1;32m$12.34\x1b[0m", screen)
@@ -244,6 +276,7 @@ class OurOwnMistakes(SandboxTest):
                 result = self.ops(*argv)
                 self.assertEqual((result.exit, result.out), (exit_code, ""))
                 self.assertIn("RuntimeError at line", result.err)
+                self.assertIn("balance" if exit_code == 6 else "Please report it", result.err)
                 self.assertNotIn(secret, result.err)
 
     def test_the_error_envelope_is_json_then_too(self) -> None:

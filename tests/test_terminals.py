@@ -37,7 +37,7 @@ NASTY = {
 ENCODINGS = ("utf-8", "ascii", "cp1252", "latin-1", "utf-16")
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 INVISIBLE = set("\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad") | {
-    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xE0000, 0xE0080))
+    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xE0000, 0xE1000))
 }
 
 

@@ -30,6 +30,7 @@ class Least(SandboxTest):
             self.assertEqual((result.exit, result.err), (4, ""))
             self.assertIn("$12.34", result.out)
             self.assertIn("Next: ", result.out)
+        self.assertNotIn("Short by", self.ok("balance", "--min", "12.34").out)
 
     def test_what_is_missing_is_told_and_the_next_step_covers_it(self) -> None:
         for least, short, usd in (
@@ -44,6 +45,12 @@ class Least(SandboxTest):
     def test_the_comparison_is_exact_to_the_microdollar(self) -> None:
         self.box.books.credit("a sliver", -1)
         self.assertEqual(self.ops("balance", "--min", "12.34").exit, 4)
+        result = self.ops("balance", "--min", "12.35")
+        self.assertIn("Short by      $0.02\n", result.out)  # a cent would not do
+
+    def test_a_top_up_covers_it_in_whole_dollars(self) -> None:
+        for microusd, usd in ((1, 10), (10_000_000, 10), (10_000_001, 11), (20_000_000, 20)):
+            self.assertEqual(ops.enough_usd(microusd), usd)
 
 
 class Clocked(SandboxTest):
@@ -64,6 +71,13 @@ class Clocked(SandboxTest):
 
         with mock.patch("support.QuickConsole.sleep", sleep):
             return call_ops(*argv, **{**self.box.env, **env})
+
+    def wait_by_fives(self, *argv: str) -> Result:
+        """The same without any chance: a look every 5 s, and the last one on time."""
+        gap = mock.patch.object(ops, "poll_gap_s", return_value=5.0)
+        clock = mock.patch("support.QuickConsole.now", lambda console: console.slept_s)
+        with gap, clock, mock.patch.object(ops, "wait_end_s", float):
+            return self.wait(*argv)
 
     def pay(self) -> None:
         """Somebody pays ten dollars."""
@@ -123,6 +137,23 @@ class BalanceWait(Clocked):
         self.assertEqual(result.exit, 0)
         self.assertEqual(result.err.count("still waiting"), 1)
 
+    def test_after_a_failed_look_the_next_ones_count(self) -> None:
+        for status in (429, 503):
+            self.box.script(BILLING, Fault.reply(200, self.billing()), Fault.reply(status, {}))
+            result = self.wait_by_fives("balance", "--wait", "60")
+            self.assertEqual((result.exit, len(result.err.splitlines())), (4, 2), result)
+            self.assertEqual(self.looks(), 1 + 60 // 5 - (status == 429))
+            del self.box.requests[:]
+
+    def test_a_look_has_a_budget_of_its_own(self) -> None:
+        paid = self.billing()
+        paid["billing"]["creditBalanceMicrousd"] = 5
+        late = Fault.reply(200, paid)
+        late.drip_s = 0.6 / len(late.raw)
+        self.box.script(BILLING, Fault.reply(200, self.billing()), late)
+        result = self.wait("balance", "--wait", "60", "--timeout", "0.5")
+        self.assertEqual((result.exit, self.looks()), (0, 2), result)
+
     def test_nothing_but_failed_looks_is_not_called_unpaid(self) -> None:
         self.box.script(BILLING, Fault.reply(200, self.billing()), *[Fault.reply(503, {})] * 50)
         result = self.wait("balance", "--wait")
@@ -138,8 +169,9 @@ class BalanceWait(Clocked):
     def test_429_doubles_the_gap(self) -> None:
         replies = [Fault.reply(429, {})] * 200
         self.box.script(BILLING, Fault.reply(200, self.billing()), *replies)
-        self.wait("balance", "--wait", "400")
-        self.assertLess(self.looks(), 400 / 14)
+        self.wait_by_fives("balance", "--wait", "60")
+        # at the start, at 5, 15, 25 ... 55, and at the end
+        self.assertEqual(self.looks(), 1 + 6 + 1)
 
     def billing(self) -> Any:
         return self.box.service.billing(None)
@@ -179,6 +211,10 @@ class TopupWait(Clocked):
         last = json.loads(result.out.splitlines()[-1])
         self.assertIs(last["paid"], False)
         self.assertEqual(last["next"], f"python3 {OPS} balance --wait --min 1.51")
+        for microusd, least in ((10_000, " --min 1.52"), (-5_000_000, "")):
+            self.box.books.credit("since then", microusd)
+            result = self.wait("topup", "--wait", "30")
+            self.assertTrue(result.out.endswith(f" balance --wait{least}\n"), result.out)
 
     def test_a_rise_counts_even_while_other_calls_spend(self) -> None:
         self.box.books.credit("opening", 20_000_000)
@@ -210,6 +246,7 @@ class Stopped(unittest.TestCase):
                 self.assertIn("/pay/", out)
                 self.assertIn("stays valid", err)
                 self.assertIn("balance --wait", err)
+                self.assertIn("nothing is left half done", err)
                 self.assertNotIn("Traceback", err)
 
     def test_the_link_arrives_while_the_wait_goes_on(self) -> None:
@@ -227,6 +264,12 @@ class Stopped(unittest.TestCase):
 
 
 class Schedule(unittest.TestCase):
+    def test_the_real_console_really_waits(self) -> None:
+        console = ops.Console(False, "ops.py", {})
+        began = console.now()
+        console.sleep(0.05)
+        self.assertGreaterEqual(console.now() - began, 0.04)
+
     def test_gaps_ease_off(self) -> None:
         for _ in range(200):
             self.assertTrue(2 <= ops.poll_gap_s(0, 0) <= 7)
@@ -237,6 +280,8 @@ class Schedule(unittest.TestCase):
         for _ in range(200):
             self.assertTrue(0.5 <= ops.retry_delay_s(0, None) <= 1.5)
             self.assertTrue(1 <= ops.retry_delay_s(1, None) <= 3)
+        first = [ops.retry_delay_s(0, None) for _ in range(200)]
+        self.assertTrue(min(first) < 0.75 and max(first) > 1.25)
         self.assertEqual(ops.retry_delay_s(0, 7), 7)
 
     def test_the_end_is_never_early_and_never_much_later(self) -> None:

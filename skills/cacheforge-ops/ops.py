@@ -305,7 +305,8 @@ def clean(text: str) -> str:
     """Text from the service, safe to show: one line, no control over the terminal.
 
     Removes escape sequences, controls, lone surrogates, and the invisible characters
-    that reorder text or smuggle it past a reader (bidi, zero width, tags).
+    that reorder text or smuggle it past a reader (bidi, zero width, tags, and variation
+    selectors but for the single one that an emoji may have).
     """
     if text.isascii() and text.isprintable():
         return text
@@ -314,7 +315,7 @@ def clean(text: str) -> str:
     text = re.sub(r"[\t-\r\x85\u2028\u2029]+", " ", text)
     return re.sub(
         "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-        "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]",
+        "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}",
         "",
         text,
     ).strip()
@@ -594,7 +595,7 @@ def read_response(
         size += len(block)
     else:
         raise HTTPException("body too large")
-    unframed = response.length is None and not response.chunked and response.status != 204
+    unframed = response.length is None and not response.chunked
     if response.length or (unframed and size == 0):  # read(n) says nothing of a cut body
         raise IncompleteRead(b"")
     return response.status, response.headers, b"".join(blocks)
@@ -777,8 +778,8 @@ class Rehearsed(Exception):
 class Wire:
     """Requests to one service with one key, within one budget of seconds.
 
-    `wrote` says whether a write has been sent that the service has not refused:
-    from then on, whatever goes wrong is uncertain.
+    `wrote` says whether a write has been sent: from then on, an end that the service
+    has not told is uncertain.
     """
 
     def __init__(
@@ -856,12 +857,7 @@ class Wire:
             raise self._no_answer(exchange, where, is_write)
         answer = Answer(exchange.response, is_write, self._secrets)
         self._tell(method, path, str(answer.status), took_s, answer.request_id)
-        try:
-            return answer.reply(empty_ok)
-        except (Refused, Unauthorized, PaymentRequired, Unreachable):
-            if is_write:  # it said no; a read that fails takes nothing back
-                self.wrote = False
-            raise
+        return answer.reply(empty_ok)
 
     def _tell(self, method: str, path: str, what: str, took_s: float, name: str | None) -> None:
         self._trace(f"{method} {path}: {what}, {took_s * 1000:.0f} ms, id {name or '-'}")
@@ -1197,10 +1193,11 @@ def balance_report(
     billing: Billing, *, enough: bool, next: str | None, extra: Json | None = None
 ) -> Report:
     """Balance, rule and card. `enough` is whether it is what was asked for: exit 0 or 4."""
+    funded = billing["balance_microusd"] > 0
     return Report(
         {
             **balance_data(billing),
-            "funded": billing["balance_microusd"] > 0,
+            "funded": funded,
             "auto_topup": billing["auto_topup"],
             "card_saved": billing["card_saved"],
             **(extra or {}),
@@ -1211,7 +1208,7 @@ def balance_report(
             ("Auto top-up", rule_text(billing["auto_topup"])),
             ("Saved card", yes_no(billing["card_saved"])),
         ],
-        good=enough and billing["balance_microusd"] > 0,
+        good=enough and funded,
         exit=0 if enough else PaymentRequired.exit,
     )
 
