@@ -117,6 +117,15 @@ class Deadline(unittest.TestCase):
             self.assertLess(time.monotonic() - began, 5)
             self.assertEqual(len(box.requests), 2)
 
+    def test_what_one_try_takes_the_next_does_not_have(self) -> None:
+        slow = [Fault.reply(503, {}, {"Retry-After": "0"}), Fault.reply(200, GOOD)]
+        for fault in slow:
+            fault.drip_s = 0.5 / len(fault.raw)
+        with Sandbox() as box:
+            box.script(BILLING, *slow)
+            result = call_ops("balance", "--timeout", "0.8", **box.env)
+        self.assertEqual((result.exit, len(box.requests)), (5, 2), result)
+
     def test_a_write_that_was_given_up_is_not_sent_later(self) -> None:
         given_up, sent = threading.Event(), queue.Queue[bytes]()
 
@@ -169,8 +178,9 @@ class Connections(unittest.TestCase):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         for argv in (("balance",), ("topup",)):
-            result = run_at(f"http://127.0.0.1:{port}", *argv)
+            result = run_at(f"http://127.0.0.1:{port}", *argv, "--verbose")
             self.assertEqual((result.exit, result.out), (5, ""))
+            self.assertRegex(result.err, r"/v1/account/\S+: no answer, \d+ ms, id -\n")
             self.assertIn("safe to repeat", result.err)
             self.assertRegex(result.err, rf"no connection to 127\.0\.0\.1:{port}: \w+")
 

@@ -769,7 +769,6 @@ class Rehearsed(Exception):
     """The write at which a dry run stopped."""
 
     def __init__(self, method: str, url: str, body: Json | None) -> None:
-        super().__init__(method)
         self.method = method
         self.url = url
         self.body = body
