@@ -89,6 +89,7 @@ class Save(SandboxTest):
         command = shlex.join([sys.executable, str(OPS), *self.argv])
         result = run("bash", "-c", f"ulimit -f 0 && {command}", **self.box.env)
         self.assertEqual((result.exit, result.out), (6, ""), result)
+        self.assertIn("could not be saved: File too large", result.err)
         made = self.box.books.keys[-1]
         self.assertIn(f"keys --revoke {made.id}", result.err)
         self.assertNotIn(made.secret, result.err)
@@ -136,6 +137,10 @@ class ProviderKey(SandboxTest):
         result = self.process(*self.argv, "--api-key", "-", stdin=f"{THEIRS}\r\n".encode())
         self.assertEqual((result.exit, result.err), (0, ""))
         self.assertEqual(self.stored(), THEIRS)
+
+    def test_what_is_no_text_is_no_key(self) -> None:
+        result = self.process(*self.argv, "--api-key", "-", stdin=b"\xff\xfe\n")
+        self.assertEqual((result.exit, result.out, self.box.requests), (2, "", []), result)
 
     def test_on_the_command_line_it_works_with_one_warning_that_names_both_others(self) -> None:
         result = self.ops(*self.argv, "--api-key", THEIRS)
