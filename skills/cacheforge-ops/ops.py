@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # `typing` costs a tenth of a start; only the type checker ne
 
     T = TypeVar("T")
     Json = dict[str, Any]
+    Response = tuple[int, http.client.HTTPMessage, bytes]  # status, headers, the whole body
 else:
     TypedDict = dict
 
@@ -493,7 +494,7 @@ class Answer:
 
     def __init__(
         self,
-        response: tuple[int, http.client.HTTPMessage, bytes],
+        response: Response,
         is_write: bool,
         secrets: Sequence[str],
     ) -> None:
@@ -579,9 +580,7 @@ POLL_TIMEOUT_S = 10.0
 REPEATABLE_STATUSES = (429, 502, 503, 504)
 
 
-def read_response(
-    response: http.client.HTTPResponse,
-) -> tuple[int, http.client.HTTPMessage, bytes]:
+def read_response(response: http.client.HTTPResponse) -> Response:
     """Status, headers and body, to the end. Raises IncompleteRead if that came early."""
     from http.client import HTTPException, IncompleteRead
 
@@ -626,7 +625,7 @@ class Exchange:
         self._left = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = False
-        self.response: tuple[int, http.client.HTTPMessage, bytes] | None = None
+        self.response: Response | None = None
         self.error: BaseException | None = None
 
     def run(self, seconds: float) -> None:
@@ -1442,9 +1441,7 @@ class Session:
 
 def show_balance(session: Session, args: argparse.Namespace) -> Iterator[Report]:
     """`balance`, perhaps with `--min` or `--wait`"""
-    least_microusd = 1
-    if args.min_cents is not None:
-        least_microusd = args.min_cents * MICROUSD_PER_CENT
+    least_microusd = 1 if args.min_cents is None else args.min_cents * MICROUSD_PER_CENT
     billing = session.account.billing()
     enough = billing["balance_microusd"] >= least_microusd
     if not enough and args.wait_s:
@@ -1537,7 +1534,8 @@ def wait_for_credit(
     world.note(f"Waiting up to {wait_s:g} s for credit; it is safe to stop.")
     began = world.now()
     end = began + wait_end_s(wait_s)
-    billing, failure, answered, looks, slower = first, None, False, 0, 1
+    billing, looks, slower = first, 0, 1
+    answered, failure = False, None
     while world.now() < end:
         gap_s = poll_gap_s(world.now() - began, looks) * slower
         pause(world, min(gap_s, end - world.now()), end)
@@ -1551,7 +1549,7 @@ def wait_for_credit(
             failure = error
             slower = 2 if error.http_status == 429 else 1
             continue
-        failure, answered, slower = None, True, 1
+        answered, failure, slower = True, None, 1
         if landed(before, billing):
             return billing, True
     if failure and not answered:
