@@ -136,7 +136,10 @@ class Deadline(unittest.TestCase):
                 connection.sendall(b"x")
             connection.sendall(b"\r\n\r\n")
             with server_context("good.pem").wrap_socket(connection, server_side=True) as late:
-                sent.put(late.recv(65536))
+                try:
+                    sent.put(late.recv(65536))
+                except OSError:  # closed without a word
+                    sent.put(b"")
 
         with listening(serve) as url:
             env = {"HTTPS_PROXY": url, "SSL_CERT_FILE": AUTHORITY}
