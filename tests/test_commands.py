@@ -84,7 +84,8 @@ class Balance(SandboxTest):
 
     def test_the_smallest_credit_is_credit(self) -> None:
         self.box.books.credit("spent", -12_340_000 + 1)
-        self.assertIs(self.ok("balance", "--json").json["funded"], True)
+        found = self.ok("balance", "--json").json
+        self.assertEqual((found["funded"], found["next"]), (True, None))
         self.assertIn("\x1b[1;32m$0.00", self.ok("balance", FORCE_COLOR="1").out)
         self.box.books.credit("spent", -1)
         self.assertIn("\x1b[1;31m$0.00", self.ok("balance", FORCE_COLOR="1").out)
@@ -214,7 +215,8 @@ class Upstream(SandboxTest):
         self.assertEqual(self.ok("upstream").out, "Upstream   not configured\n")
 
     def test_text(self) -> None:
-        self.ok("upstream", "--set", "--kind", "anthropic")
+        result = self.ok("upstream", "--set", "--kind", "anthropic")
+        self.assertIn("Set, and read back", result.out)
         self.assertEqual(self.ok("upstream").out, "Upstream   anthropic\n")
         self.ok("upstream", "--set", "--base-url", "https://llm.example.com")
         self.assertEqual(

@@ -38,6 +38,9 @@ class BaseUrl(unittest.TestCase):
                 settings(**{BASE: f"http://{host}"})
             allowed = settings(**{BASE: f"http://{host}", "CACHEFORGE_ALLOW_INSECURE_HTTP": "1"})
             self.assertEqual(allowed.base_url, f"http://{host}")
+        for other in ("0", "2", "true", "yes"):
+            with self.assertRaisesRegex(ops.Usage, "unencrypted", msg=other):
+                settings(**{BASE: "http://gw.test", "CACHEFORGE_ALLOW_INSECURE_HTTP": other})
 
     def test_a_port_outside_1_to_65535_is_refused(self) -> None:
         for port in ("0", "65536", "70000", "99999"):

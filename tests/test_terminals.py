@@ -106,6 +106,9 @@ class Text(SandboxTest):
     def test_wide_characters_count_two_and_combining_ones_none(self) -> None:
         for text, width in (("abc", 3), ("株式", 4), ("🦊", 2), ("e\u0301", 1), ("ｱ", 1), ("", 0)):
             self.assertEqual(ops.display_width(text), width, text)
+        rows = [("株式", "x"), ("abcdef", "y")]
+        self.assertEqual(ops.table(rows), ["株式    x", "abcdef  y"])
+        self.assertEqual(ops.table([("ab", "x"), ("abcdef", "")]), ["ab      x", "abcdef"])
 
     def test_every_encoding_is_survived_by_a_real_process(self) -> None:
         jobs: list[tuple[str, str, tuple[str, ...]]] = []
