@@ -1859,13 +1859,6 @@ def key_identifier(text: str) -> str:
     return text
 
 
-def variable_name(text: str) -> str:
-    """An option's type: the name of an environment variable."""
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
-        raise argparse.ArgumentTypeError("must be the name of a variable")
-    return text
-
-
 class RevokeAction(argparse.Action):
     """`--revoke KEY_ID` chooses the verb and carries its object."""
 
@@ -2000,7 +1993,6 @@ def add_upstream(commands: Subcommands) -> None:
     )
     source.add_argument(
         "--api-key-env",
-        type=variable_name,
         metavar="NAME",
         help="its key, from the environment variable NAME (safer)",
     )
