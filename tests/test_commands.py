@@ -373,7 +373,7 @@ class Keys(SandboxTest):
 
     def test_revoking_twice_sends_one_write(self) -> None:
         key_id = self.add_key()
-        self.ok("keys", "--revoke", key_id, "--yes")
+        self.assertIn("Revoked: key_2", self.ok("keys", "--revoke", key_id, "--yes").out)
         self.assertIn("Already revoked", self.ok("keys", "--revoke", key_id, "--yes").out)
         self.assertEqual(len(self.box.calls("POST")), 2)  # one creation, one revocation
 
@@ -383,6 +383,13 @@ class Info(SandboxTest):
         result = self.ok("info")
         for part in ("tn_sandbox (Sandbox Inc.)", "active", self.box.url, "cf_...cdef"):
             self.assertIn(part, result.out)
+        self.assertIn("Active keys   1\n", result.out)
+        self.assertIn("Upstream      not configured\n", result.out)
+        reply = Fault.reply(200, {"tenant": {"id": "tn_1", "status": "active"}})
+        self.box.script("GET /v1/account/info", reply)
+        result = self.ok("info")
+        self.assertIn("Active keys   unknown\n", result.out)
+        self.assertIn("Upstream      unknown\n", result.out)
 
     def test_json(self) -> None:
         self.assertEqual(
@@ -414,7 +421,11 @@ class Errors(SandboxTest):
     def test_402_exits_4_with_the_next_step(self) -> None:
         body = {"error": {"message": "no credit", "code": "x"}}
         self.box.script("GET /v1/account/info", Fault.reply(402, body))
-        self.assertIn(f"Next: python3 {OPS} topup", self.fails(4, "info").err)
+        result = self.fails(4, "info")
+        self.assertIn(f"Next: python3 {OPS} topup", result.err)
+        self.assertIn("credit is used up (HTTP 402: no credit)", result.err)
+        self.box.script("GET /v1/account/info", Fault.reply(402, b""))
+        self.assertIn("credit is used up (HTTP 402)", self.fails(4, "info").err)
 
     def test_the_error_object(self) -> None:
         headers = {"X-Request-Id": "req_7", "Retry-After": "7200"}

@@ -255,6 +255,7 @@ class StillFine(FaultTest):
             ok(b"\xef\xbb\xbf" + GOOD),
             ok(GOOD, "text/plain"),
             http("HTTP/1.0 200\n\n", GOOD),
+            Fault.reply(299, GOOD),
             http("HTTP/1.1 200 OK\nConnection: close\n\n", GOOD),
             http("HTTP/1.1 201 Created\nContent-Length: 200000\n\n", GOOD.ljust(200_000)),
             http(

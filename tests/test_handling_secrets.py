@@ -139,8 +139,10 @@ class ProviderKey(SandboxTest):
         self.assertEqual(self.stored(), THEIRS)
 
     def test_what_is_no_text_is_no_key(self) -> None:
-        result = self.process(*self.argv, "--api-key", "-", stdin=b"\xff\xfe\n")
-        self.assertEqual((result.exit, result.out, self.box.requests), (2, "", []), result)
+        for encoding in ("utf-8:strict", "latin-1"):
+            argv = (*self.argv, "--api-key", "-")
+            result = self.process(*argv, stdin=b"\xff\xfe\n", PYTHONIOENCODING=encoding)
+            self.assertEqual((result.exit, result.out, self.box.requests), (2, "", []), result)
 
     def test_on_the_command_line_it_works_with_one_warning_that_names_both_others(self) -> None:
         result = self.ops(*self.argv, "--api-key", THEIRS)

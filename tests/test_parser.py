@@ -24,12 +24,16 @@ class BadInput(SandboxTest):
             self.refused("auto-topup", "--enable", f"--amount={amount}", says="--amount")
             self.refused("auto-topup", "--enable", f"--threshold={amount}", says="--threshold")
         self.refused("topup", "--amount", "1050c", says="whole dollars")
+        self.refused("topup", "--amount", "ten", says="a whole number such as 10, 10usd or 1000c")
+        self.refused("balance", "--min", "ten", says="an amount such as 10, 2.50 or 1000c")
         self.refused("topup", "--amount", "0", says="unquoted $10")
 
     def test_amounts_over_the_cap_name_the_variable_and_the_likely_slip(self) -> None:
         says = "CACHEFORGE_MAX_TOPUP_USD"
         self.refused("topup", "--amount", "501", says=says)
         self.refused("topup", "--amount", "1000", says="For $10.00 write --amount 1000c")
+        self.refused("topup", "--amount", "50000", says="For $500.00 write --amount 50000c")
+        self.assertNotIn("write --amount", self.fails(2, "topup", "--amount", "50001").err)
         self.refused("auto-topup", "--enable", "--amount", "50001", says=says)
         self.refused("auto-topup", "--enable", "--threshold", "501usd", says=says)
 

@@ -72,6 +72,8 @@ class Streams(SandboxTest):
         gone = mock.patch.object(sys, "stdout", closed)
         with gone, self.assertRaisesRegex(ops.Undelivered, "it is closed"):
             console.deliver(ops.Report({}, lines=["x"]))
+        with mock.patch.object(sys, "stderr", closed):
+            console.note("nobody hears this, and that is no failure")
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_a_full_stdout_after_other_commands(self) -> None:

@@ -74,10 +74,12 @@ class Clocked(SandboxTest):
 
     def wait_by_fives(self, *argv: str) -> Result:
         """The same without any chance: a look every 5 s, and the last one on time."""
-        gap = mock.patch.object(ops, "poll_gap_s", return_value=5.0)
+        gap_s = mock.patch.object(ops, "poll_gap_s", return_value=5.0)
         clock = mock.patch("support.QuickConsole.now", lambda console: console.slept_s)
-        with gap, clock, mock.patch.object(ops, "wait_end_s", float):
-            return self.wait(*argv)
+        with gap_s as asked, clock, mock.patch.object(ops, "wait_end_s", float):
+            result = self.wait(*argv)
+        self.assertEqual([call.args for call in asked.call_args_list[:2]], [(0.0, 0), (5.0, 1)])
+        return result
 
     def pay(self) -> None:
         """Somebody pays ten dollars."""
@@ -111,6 +113,8 @@ class BalanceWait(Clocked):
         self.pay()
         result = self.wait("balance", "--wait", "--min", "15", "--json", events={10: self.pay})
         self.assertEqual((result.exit, result.json["balance_usd"]), (0, "20.00"))
+        result = self.wait("balance", "--wait", "--min", "30", "--json", events={10: self.pay})
+        self.assertEqual((result.exit, result.json["balance_usd"]), (0, "30.00"))
 
     def test_when_time_runs_out_it_exits_4_and_names_the_command_that_goes_on(self) -> None:
         result = self.wait("balance", "--wait", "20", "--min", "2.50", "--json")
@@ -153,6 +157,11 @@ class BalanceWait(Clocked):
         self.box.script(BILLING, Fault.reply(200, self.billing()), late)
         result = self.wait("balance", "--wait", "60", "--timeout", "0.5")
         self.assertEqual((result.exit, self.looks()), (0, 2), result)
+
+    def test_one_look_that_shows_no_credit_is_enough_to_call_it_unpaid(self) -> None:
+        unpaid = Fault.reply(200, self.billing())
+        self.box.script(BILLING, unpaid, unpaid, *[Fault.reply(503, {})] * 50)
+        self.assertEqual(self.wait_by_fives("balance", "--wait", "60").exit, 4)
 
     def test_nothing_but_failed_looks_is_not_called_unpaid(self) -> None:
         self.box.script(BILLING, Fault.reply(200, self.billing()), *[Fault.reply(503, {})] * 50)
@@ -275,6 +284,11 @@ class Schedule(unittest.TestCase):
             self.assertTrue(2 <= ops.poll_gap_s(0, 0) <= 7)
             self.assertTrue(4 <= ops.poll_gap_s(30, 3) <= 10)
             self.assertTrue(8 <= ops.poll_gap_s(61, 9) <= 14)
+
+    def test_gaps_spread_out_over_their_whole_range(self) -> None:
+        for waited_s, looks, least_s, most_s in ((0, 0, 2, 7), (59, 3, 4, 10), (60, 9, 8, 14)):
+            gaps_s = [ops.poll_gap_s(waited_s, looks) for _ in range(400)]
+            self.assertTrue(min(gaps_s) < least_s + 0.5 and max(gaps_s) > most_s - 0.5)
 
     def test_the_second_try_of_a_read_is_spread_and_the_third_comes_later(self) -> None:
         for _ in range(200):

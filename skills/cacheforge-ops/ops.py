@@ -2097,9 +2097,7 @@ def build_parser() -> Parser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line as a namespace. Raises Usage."""
-    defaults = argparse.Namespace(
-        json=False, verbose=False, dry_run=False, timeout_s=DEFAULT_TIMEOUT_S
-    )
+    defaults = argparse.Namespace(verbose=False, dry_run=False, timeout_s=DEFAULT_TIMEOUT_S)
     args, unknown = build_parser().parse_known_args(argv, defaults)
     if unknown:
         place = f" (word {argv.index(unknown[0]) + 1})" if unknown[0] in argv else ""
