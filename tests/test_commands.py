@@ -86,7 +86,9 @@ class Balance(SandboxTest):
         self.box.books.credit("spent", -12_340_000 + 1)
         found = self.ok("balance", "--json").json
         self.assertEqual((found["funded"], found["next"]), (True, None))
-        self.assertIn("\x1b[1;32m$0.00", self.ok("balance", FORCE_COLOR="1").out)
+        lines = self.ok("balance", FORCE_COLOR="1").out.splitlines()
+        self.assertEqual(lines[0], "Balance       \x1b[1;32m$0.00\x1b[0m")
+        self.assertEqual(lines[1:], ["Auto top-up   off", "Saved card    no"])
         self.box.books.credit("spent", -1)
         self.assertIn("\x1b[1;31m$0.00", self.ok("balance", FORCE_COLOR="1").out)
 
@@ -181,6 +183,10 @@ class AutoTopup(SandboxTest):
         result = self.ok(*ENABLE)
         self.assertIn("below that already", result.out)
         self.assertIs(self.ok("auto-topup", "--json").json["charges_now"], True)
+        for missing_microusd, charges_now in ((2_500_000 - 340_000, False), (-1, True)):
+            self.box.books.credit("to the threshold, and just below", missing_microusd)
+            found = self.ok("auto-topup", "--json").json
+            self.assertIs(found["charges_now"], charges_now)
 
     def test_disabling(self) -> None:
         self.save_card()
@@ -261,6 +267,9 @@ class Upstream(SandboxTest):
         self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
         argv = ("upstream", "--set", "--base-url", "https://llm.example.com")
         self.assertIn("differs", self.fails(6, *argv).err)
+        self.ok("upstream", "--set", "--base-url", "https://zzz.example.com")
+        self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
+        self.assertIn("differs", self.fails(6, *argv).err)
 
 
 class Keys(SandboxTest):
@@ -318,6 +327,10 @@ class Keys(SandboxTest):
         made = self.box.books.keys[-1]
         self.assertEqual(found, {"id": made.id, "prefix": made.prefix, "api_key": made.secret})
 
+    def test_words_for_a_key_are_not_repeated(self) -> None:
+        self.assertEqual(ops.key_words("b", "c", "a", "b", "", None), "b (c, a)")
+        self.assertEqual(ops.key_words("b", "b", None), "b")
+
     def test_a_new_key_is_named_by_what_the_service_tells_of_it(self) -> None:
         for told, text, saved in (
             ({"id": "key_9", "prefix": "cf_n"}, "New key key_9 (cf_n):", "key_9 (cf_n)"),
@@ -355,7 +368,9 @@ class Keys(SandboxTest):
             self.ok("keys", "--revoke", "key_2", "--yes")
 
     def test_an_unknown_key_exits_2_and_sends_no_write(self) -> None:
-        self.assertIn("no key has that id", self.fails(2, "keys", "--revoke", "key_9", "--yes").err)
+        for name in ("key_9", "key_0", "key", "KEY_1"):
+            argv = ("keys", "--revoke", name, "--yes", "--force")
+            self.assertIn("no key has that id", self.fails(2, *argv).err)
         self.assertEqual(self.box.writes, [])
 
     def test_without_yes_and_nobody_to_ask_it_exits_2_and_sends_no_write(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -71,6 +72,13 @@ class Save(SandboxTest):
             with self.subTest(path=path):
                 self.fails(2, "keys", "--create", f"--save={path}")
         self.assertEqual(self.box.requests, [])
+
+    def test_a_file_that_somebody_else_removed_is_gone_all_the_same(self) -> None:
+        file = ops.PrivateFile(str(self.path))
+        file.keep("x")
+        self.path.unlink()
+        file.discard()
+        self.assertFalse(self.path.exists())
 
     def test_the_file_is_removed_again_if_no_key_was_made(self) -> None:
         for exit_code, fault in (
@@ -189,6 +197,7 @@ class DryRun(SandboxTest):
             self.assertNotIn(secret, text.out + text.err + result.out + result.err)
         shown = result.json["dry_run"]
         self.assertIn(shown["url"], text.out)
+        self.assertIn(json.dumps(shown["body"], separators=(",", ":")), text.out)
         self.assertTrue(shown["url"].startswith(self.box.url + "/v1/account/"))
         return {**shown, "url": shown["url"][len(self.box.url) :]}
 

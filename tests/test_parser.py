@@ -39,6 +39,10 @@ class BadInput(SandboxTest):
 
     def test_dollars_where_cents_belong(self) -> None:
         self.refused("auto-topup", "--enable", "--amount", "10", says="write 10usd")
+        self.refused("auto-topup", "--enable", "--amount", "99", says="write 99usd")
+        self.save_card()
+        self.ok("auto-topup", "--enable", "--amount", "1000", "--threshold", "100")
+        del self.box.requests[:]
         self.refused("auto-topup", "--enable", "--threshold", "2", says="write 2usd")
 
     def test_unknown_words(self) -> None:
@@ -46,7 +50,7 @@ class BadInput(SandboxTest):
         self.refused("topup", "--method", "cash", says="stripe")
         self.refused("balances", says="unknown command")
         self.refused(says="COMMAND")
-        self.refused("balance", "--wat", says="unknown argument (word 2)")
+        self.refused("balance", "--wat", "--huh", says="unknown argument (word 2)")
         self.refused("balance", "extra")
 
     def test_abbreviated_options_are_refused_on_every_command(self) -> None:

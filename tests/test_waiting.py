@@ -75,7 +75,7 @@ class Clocked(SandboxTest):
     def wait_by_fives(self, *argv: str) -> Result:
         """The same without any chance: a look every 5 s, and the last one on time."""
         gap_s = mock.patch.object(ops, "poll_gap_s", return_value=5.0)
-        clock = mock.patch("support.QuickConsole.now", lambda console: console.slept_s)
+        clock = mock.patch("support.QuickConsole.now", lambda console: 1000 + console.slept_s)
         with gap_s as asked, clock, mock.patch.object(ops, "wait_end_s", float):
             result = self.wait(*argv)
         self.assertEqual([call.args for call in asked.call_args_list[:2]], [(0.0, 0), (5.0, 1)])
@@ -225,6 +225,15 @@ class TopupWait(Clocked):
             result = self.wait("topup", "--wait", "30")
             self.assertTrue(result.out.endswith(f" balance --wait{least}\n"), result.out)
 
+    def test_spending_is_not_taken_for_a_payment(self) -> None:
+        self.box.books.credit("opening", 20_000_000)
+
+        def spend() -> None:
+            self.box.books.credit("a batch", -5_000_000)
+
+        result = self.wait("topup", "--wait", "30", events={5: spend, 15: spend})
+        self.assertEqual(result.exit, 4, result)
+
     def test_a_rise_counts_even_while_other_calls_spend(self) -> None:
         self.box.books.credit("opening", 20_000_000)
 
@@ -284,6 +293,12 @@ class Schedule(unittest.TestCase):
             self.assertTrue(2 <= ops.poll_gap_s(0, 0) <= 7)
             self.assertTrue(4 <= ops.poll_gap_s(30, 3) <= 10)
             self.assertTrue(8 <= ops.poll_gap_s(61, 9) <= 14)
+
+    def test_the_ends_of_waits_spread_out_over_a_tenth_and_ten_seconds_at_most(self) -> None:
+        for wait_s, most_s in ((50, 55), (400, 410)):
+            ends_s = [ops.wait_end_s(wait_s) for _ in range(400)]
+            self.assertTrue(wait_s <= min(ends_s) < wait_s + 0.5)
+            self.assertTrue(most_s - 0.3 < max(ends_s) <= most_s)
 
     def test_gaps_spread_out_over_their_whole_range(self) -> None:
         for waited_s, looks, least_s, most_s in ((0, 0, 2, 7), (59, 3, 4, 10), (60, 9, 8, 14)):
