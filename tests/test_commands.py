@@ -147,6 +147,7 @@ class AutoTopup(SandboxTest):
     def test_without_a_flag_it_only_shows(self) -> None:
         found = self.ok("auto-topup", "--json").json
         self.assertEqual(found["auto_topup"], OFF)
+        self.assertNotIn("message", found)
         self.assertEqual(self.box.writes, [])
 
     def test_enabling_stores_cents_and_shows_what_is_stored(self) -> None:
