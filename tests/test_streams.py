@@ -67,10 +67,10 @@ class Streams(SandboxTest):
 
     def test_our_own_words_hide_what_could_be_a_key(self) -> None:
         console = ops.Console(False, "ops.py", {})
-        console.secrets = ["cf_45678", "cf_456789", "7 chars"]
+        console.secrets = ["cf_45678", "cf_abcdef", "7 chars"]
         with mock.patch.object(sys, "stderr", io.StringIO()) as screen:
-            console.fail(ops.Usage("a cf_456789 b cf_45678 c 7 chars", hint="d cf_45678"))
-        expected = "usage: a <hidden>9 b <hidden> c 7 chars\nd <hidden>\n"
+            console.fail(ops.Usage("a cf_abcdef b cf_45678 c 7 chars", hint="d cf_45678"))
+        expected = "usage: a <hidden> b <hidden> c 7 chars\nd <hidden>\n"
         self.assertEqual(screen.getvalue(), expected)
 
     def test_a_stdout_that_closes_on_the_way_is_told_as_such(self) -> None:
