@@ -158,6 +158,13 @@ class BalanceWait(Clocked):
         result = self.wait("balance", "--wait", "60", "--timeout", "0.5")
         self.assertEqual((result.exit, self.looks()), (0, 2), result)
 
+    def test_the_time_left_is_told_second_by_second(self) -> None:
+        told: list[float] = []
+        count = mock.patch("support.QuickConsole.countdown", lambda _, left_s: told.append(left_s))
+        with count:
+            self.wait_by_fives("balance", "--wait", "30")
+        self.assertEqual(told, [float(left_s) for left_s in range(30, 0, -1)])
+
     def test_one_look_that_shows_no_credit_is_enough_to_call_it_unpaid(self) -> None:
         unpaid = Fault.reply(200, self.billing())
         self.box.script(BILLING, unpaid, unpaid, *[Fault.reply(503, {})] * 50)
