@@ -51,6 +51,7 @@ class BadInput(SandboxTest):
         self.refused("balances", says="unknown command")
         self.refused(says="COMMAND")
         self.refused("balance", "--wat", "--huh", says="unknown argument (word 2)")
+        self.refused("balance", "--json", "--wat", says="unknown argument (word 3)")
         self.refused("balance", "extra")
 
     def test_abbreviated_options_are_refused_on_every_command(self) -> None:
