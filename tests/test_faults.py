@@ -448,21 +448,8 @@ FIELDS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, tuple[bool, type
     ),
 }
 ABSENT = object()
-VALUES: tuple[Any, ...] = (
-    ABSENT,
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    "",
-    "  ",
-    "text",
-    [],
-    ["x"],
-    {},
-    {"a": 1},
-)
+ATOMS: tuple[Any, ...] = (ABSENT, None, True, 0, -1, 1.5, "", "  ", "text")
+VALUES = (*ATOMS, [], ["x"], {}, {"a": 1})
 
 
 class Fields(FaultTest):

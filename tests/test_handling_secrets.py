@@ -140,7 +140,7 @@ class ProviderKey(SandboxTest):
             self.ok(*argv, THEIRS=word)
             self.assertEqual(self.stored(), word)
 
-    def test_a_variable_has_a_name_that_variables_can_have(self) -> None:
+    def test_a_name_that_no_variable_has_holds_no_key(self) -> None:
         for name in ("A-B", "", "1A", "A B", THEIRS):
             self.assertNotIn(THEIRS, self.fails(2, *self.argv, f"--api-key-env={name}").err)
         self.assertEqual(self.box.requests, [])

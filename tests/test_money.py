@@ -55,21 +55,8 @@ class Reading(unittest.TestCase):
 
     def test_anything_but_ascii_digits_is_refused(self) -> None:
         for text in (
-            *(
-                "",
-                "-5",
-                "+5",
-                "10.5",
-                "10.00",
-                "2.50usd",
-                "1e3",
-                "nan",
-                "1_000",
-                " 10",
-                "10 ",
-                "0x10",
-                "ten",
-            ),
+            *("", "-5", "+5", "10.5", "1e3", "nan", "1_000", " 10", "10 ", "0x10", "ten"),
+            *("10.00", "2.50usd"),
             *("１０", "١٠", "10\n", "10eur", "10usdusd", "1" * 16, "\ud800"),  # noqa: RUF001
         ):
             with self.assertRaises(ValueError, msg=text):

@@ -6,14 +6,13 @@ import io
 import os
 import select
 import shlex
-import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
-from support import OPS, PATIENCE_S, Sandbox, SandboxTest, base_env, ops
+from support import OPS, Sandbox, SandboxTest, ops, run
 
 
 class Pasting(unittest.TestCase):
@@ -42,16 +41,12 @@ class Pasting(unittest.TestCase):
         path.parent.mkdir()
         path.write_bytes(OPS.read_bytes())
         with Sandbox("0") as box:
-            env = base_env(**box.env)
-
-            def run(*command: str) -> str:
-                return subprocess.run(
-                    command, stdout=-1, text=True, env=env, timeout=PATIENCE_S, check=True
-                ).stdout
-
-            last = run(sys.executable, str(path), "balance").splitlines()[-1]
+            shown = run(sys.executable, str(path), "balance", **box.env)
+            self.assertEqual(shown.exit, 0, shown)
+            last = shown.out.splitlines()[-1]
             line = last.partition("Next: ")[2].replace("python3", shlex.quote(sys.executable), 1)
-            run("sh", "-c", line)
+            pasted = run("sh", "-c", line, **box.env)
+            self.assertEqual(pasted.exit, 0, pasted)
             self.assertEqual(len(box.books.links), 1)
 
 

@@ -1332,10 +1332,11 @@ def lost_key_hint(key: NewKey) -> str:
 def saved_key_report(key: NewKey, path: str) -> Report:
     """A new key that went into a file: which one, and where; never its secret."""
     name = key["id"] or key["prefix"] or "New key"
+    shown_path = clean(path)
     return Report(
         {"id": key["id"], "prefix": key["prefix"], "saved_to": path},
-        rows=[("New key", key_words(name, key["prefix"])), ("Saved to", clean(path))],
-        if_lost=f"The new key is safe in {clean(path)}.",
+        rows=[("New key", key_words(name, key["prefix"])), ("Saved to", shown_path)],
+        if_lost=f"The new key is safe in {shown_path}.",
     )
 
 
@@ -1762,25 +1763,20 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **shape: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=plain_help, **shape)
-        common = self.add_argument_group("common options, before or after the command")
-        # without defaults here: those after the command would undo what stood before it
-        common.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object a line"
+        common = self.add_argument_group(
+            "common options, before or after the command",
+            # no defaults here: those after the command would undo what stood before it
+            argument_default=argparse.SUPPRESS,
         )
+        common.add_argument("--json", action="store_true", help="one JSON object a line")
         common.add_argument(
             "--timeout",
             type=duration,
             dest="timeout_s",
             metavar="SECONDS",
-            default=argparse.SUPPRESS,
             help="the most to spend on the network in all (default 30)",
         )
-        common.add_argument(
-            "--verbose",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="a line per exchange on stderr",
-        )
+        common.add_argument("--verbose", action="store_true", help="a line per exchange on stderr")
 
     def error(self, message: str) -> NoReturn:
         """Raise Usage with what argparse says, up to where it quotes."""
@@ -2124,9 +2120,10 @@ class PrivateFile:
             # O_EXCL refuses whatever is there already, a dangling symlink included
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(path, flags, 0o600)
+            # on Windows, NUL opens as if it were new, and would swallow the key
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 os.close(self._descriptor)
-                raise ValueError("a device: on Windows, NUL would swallow the key")
+                raise ValueError("a device")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not a file name"
             raise Usage(f"--save: the file cannot be made ({why}); nothing was sent") from None
