@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import hashlib
 import html
 import json
 import os
@@ -30,6 +32,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -42,6 +45,11 @@ MICROUSD_PER_CENT = 10_000
 SMALLEST_TOPUP_USD = 10
 MAX_REQUEST_BYTES = 1_000_000
 KINDS = ("openrouter", "anthropic", "custom")
+BORN_AT = "2026-01-02T03:04:05Z"
+
+
+METHODS = ("GET", "POST", "PATCH")
+KEY_LISTS = ("plain", "masked", "bare", "unmarked")
 
 
 class Problem(Exception):
@@ -105,6 +113,43 @@ class Fault:
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return cls(f"HTTP/1.1 {status} Scripted\r\n{head}\r\n".encode() + content, after=after)
 
+    @classmethod
+    def of(cls, what: str) -> Fault:
+        """A fault by its name, its status, or its body. Raises ValueError."""
+        if what.startswith("done+"):
+            return dataclasses.replace(cls.of(what[len("done+") :]), after=True)
+        if what in FAULTS:
+            return FAULTS[what]
+        match = re.fullmatch(r"([2-9][0-9]{2})(:(.*))?", what, re.DOTALL)
+        if match and not match[2]:
+            status = int(match[1])
+            words = HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
+            error = {"message": words, "code": words.lower().replace(" ", "_")}
+            return cls.reply(status, {"error": error} if status >= 400 else {})
+        if not match and what[:1] not in ("{", "["):
+            raise ValueError(
+                f"{what!r} is neither a status (503), STATUS:BODY, a JSON body,"
+                f" nor one of {', '.join(FAULTS)}"
+            )
+        status, body = (int(match[1]), match[3]) if match else (200, what)
+        try:
+            json.loads(body)
+            kind = "application/json"
+        except ValueError:
+            kind = "text/plain; charset=utf-8"
+        return cls.reply(status, body.encode(), {"Content-Type": kind})
+
+
+FAULTS = {
+    "lost": Fault(after=True),
+    "reset": Fault(end="reset"),
+    "hang": Fault(end="hang"),
+    "drip": dataclasses.replace(Fault.reply(200, b" " * 10_000), drip_s=0.1),
+    "html": Fault.reply(200, b"<!doctype html><title>Hi</title>", {"Content-Type": "text/html"}),
+    "empty": Fault.reply(200, b""),
+    "cut": Fault.reply(200, b'{"', {"Content-Length": "900"}),
+}
+
 
 @dataclass
 class Key:
@@ -147,10 +192,11 @@ class Books:
     tenant_name: str = "Sandbox Inc."
     tenant_status: str = "active"
     cost_microusd: int = 20_000
+    shows_keys: str = "plain"  # one of KEY_LISTS
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self.keys.append(Key("key_1", self.api_key, "sandbox", "2026-01-02T03:04:05Z"))
+        self.keys.append(Key("key_1", self.api_key, "sandbox", BORN_AT))
 
     @property
     def balance_microusd(self) -> int:
@@ -209,10 +255,7 @@ class Service:
         self.books = books
         self._make_url = make_url
         self.on_link: Callable[[Link], object] = lambda link: None
-
-    def answer(self, method: str, path: str, body: Any) -> object:
-        """Answer one authorized call. Raises Problem."""
-        routes: dict[str, Callable[[Any], object]] = {
+        self.routes: dict[str, Callable[[Any], object]] = {
             "GET /v1/account/billing": self.billing,
             "POST /v1/account/billing/topup": self.topup,
             "PATCH /v1/account/billing/auto-topup": self.set_auto_topup,
@@ -223,13 +266,20 @@ class Service:
             "POST /v1/account/keys": self.create_key,
             "POST /v1/chat/completions": self.chat,
         }
-        handler = routes.get(f"{method} {path}")
+
+    def find(self, call: str) -> Callable[[Any], object] | None:
+        """What answers `METHOD /path`, if anything does."""
+        revoke = re.fullmatch(r"POST /v1/account/keys/([^/]+)/revoke", call)
+        if revoke:
+            return lambda body: self.revoke_key(revoke[1])
+        return self.routes.get(call)
+
+    def answer(self, method: str, path: str, body: Any) -> object:
+        """Answer one authorized call. Raises Problem."""
+        handler = self.find(f"{method} {path}")
         if handler:
             return handler(body)
-        revoke = re.fullmatch(r"/v1/account/keys/([^/]+)/revoke", path)
-        if revoke and method == "POST":
-            return self.revoke_key(revoke[1])
-        if revoke or any(route.endswith(f" {path}") for route in routes):
+        if any(self.find(f"{other} {path}") for other in METHODS):
             raise Problem(405, "Method not allowed", "method")
         raise Problem(404, "Not found", "not_found")
 
@@ -305,19 +355,25 @@ class Service:
         return {"ok": True}
 
     def keys(self, body: Any) -> object:
-        return {
-            "keys": [
-                {
-                    "id": key.id,
-                    "prefix": key.prefix,
-                    "label": key.label,
-                    "createdAt": key.created_at,
-                    "lastUsedAt": key.last_used_at,
-                    "revokedAt": key.revoked_at,
-                }
-                for key in self.books.keys
-            ]
+        return {"keys": [self._listed(key) for key in self.books.keys]}
+
+    def _listed(self, key: Key) -> dict[str, str | None]:
+        """A key as lists show it."""
+        shown = {
+            "id": key.id,
+            "prefix": key.prefix,
+            "label": key.label,
+            "createdAt": key.created_at,
+            "lastUsedAt": key.last_used_at,
+            "revokedAt": key.revoked_at,
         }
+        if self.books.shows_keys == "masked":
+            shown["prefix"] = f"{key.secret[:7]}\u2026"
+        elif self.books.shows_keys == "bare":
+            del shown["prefix"]
+        elif self.books.shows_keys == "unmarked":
+            del shown["revokedAt"]
+        return shown
 
     def create_key(self, body: Any) -> object:
         number = len(self.books.keys) + 1
@@ -613,6 +669,47 @@ def read_microusd(text: str) -> int:
     return -microusd if match[1] else microusd
 
 
+def read_count(text: str) -> int:
+    """A number of keys."""
+    if not re.fullmatch(r"[0-9]{1,6}", text, re.ASCII):
+        raise argparse.ArgumentTypeError("must be a number, such as 3")
+    return int(text)
+
+
+def read_rule(text: str) -> dict[str, Any]:
+    """`THRESHOLD_CENTS:AMOUNT_CENTS` as a rule that is on."""
+    match = re.fullmatch(r"([0-9]{1,9}):([1-9][0-9]{0,8})", text, re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError("must be THRESHOLD_CENTS:AMOUNT_CENTS, such as 200:1000")
+    return {"enabled": True, "thresholdCents": int(match[1]), "amountCents": int(match[2])}
+
+
+def read_upstream(text: str) -> dict[str, str]:
+    """`KIND` or `KIND=URL` as a provider."""
+    kind, _, url = text.partition("=")
+    if kind not in KINDS or (kind == "custom" and not url):
+        raise argparse.ArgumentTypeError("must be openrouter, anthropic or custom=URL")
+    return {"kind": kind, **({"baseUrl": url} if url else {})}
+
+
+def read_fault(text: str) -> tuple[str, list[Fault]]:
+    """`CALL=WHAT` or `CALL=N*WHAT`, as what `Sandbox.script` takes."""
+    call, _, what = text.partition("=")
+    times = re.match(r"([1-9][0-9]{0,3})\*", what)
+    service = Service(Books(), str)
+    if not service.find(call):
+        raise argparse.ArgumentTypeError(
+            f"{call!r} is no call of this service; write CALL=WHAT, such as"
+            " 'GET /v1/account/billing=503', with one of:"
+            f" {', '.join(service.routes)}, POST /v1/account/keys/ID/revoke"
+        )
+    try:
+        fault = Fault.of(what[times.end() :] if times else what)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return call, [fault] * (int(times[1]) if times else 1)
+
+
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """Our own options, up to the first word that is not one; the rest is the command."""
     parser = argparse.ArgumentParser(
@@ -624,6 +721,34 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--balance", default="12.34", metavar="USD", help="opening balance")
     parser.add_argument("--key", default=DEFAULT_KEY, help="the API key that is valid")
+    parser.add_argument("--card", action="store_true", help="a card is saved")
+    parser.add_argument(
+        "--rule",
+        type=read_rule,
+        metavar="THRESHOLD_CENTS:AMOUNT_CENTS",
+        help="auto top-up is on",
+    )
+    parser.add_argument(
+        "--upstream", type=read_upstream, metavar="KIND[=URL]", help="the provider that is set"
+    )
+    parser.add_argument("--keys", type=read_count, default=0, metavar="N", help="N more API keys")
+    parser.add_argument("--tenant", default="Sandbox Inc.", metavar="NAME", help="its name")
+    parser.add_argument("--status", default="active", metavar="WORD", help="the tenant's status")
+    parser.add_argument(
+        "--show-keys",
+        choices=KEY_LISTS,
+        default="plain",
+        help="list keys with their prefix, a masked one, none, or without revokedAt",
+    )
+    parser.add_argument(
+        "--fault",
+        type=read_fault,
+        action="append",
+        default=[],
+        metavar="CALL=WHAT",
+        help="answer the next such call so: a status (503), STATUS:BODY, a JSON body,"
+        f" {', '.join(FAULTS)}; done+WHAT carries it out first, N*WHAT stands for N times",
+    )
     parser.add_argument(
         "--pay-after",
         type=float,
@@ -644,6 +769,22 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     if options.exec and options.serve:
         parser.error("--exec and --serve exclude each other")
     return options
+
+
+def furnish(box: Sandbox, options: argparse.Namespace) -> None:
+    """Give the account what the options say."""
+    books = box.books
+    books.card_saved = options.card
+    books.auto_topup = options.rule or books.auto_topup
+    books.upstream = options.upstream or books.upstream
+    books.tenant_name = options.tenant
+    books.tenant_status = options.status
+    books.shows_keys = options.show_keys
+    for number in range(2, 2 + options.keys):
+        secret = f"cf_{hashlib.sha256(b'%d' % number).hexdigest()[:32]}"  # the same each time
+        books.keys.append(Key(f"key_{number}", secret, f"agent {number}", BORN_AT))
+    for call, faults in options.fault:
+        box.script(call, *faults)
 
 
 def serve(box: Sandbox, stop: threading.Event) -> int:
@@ -688,6 +829,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         print(f"sandbox: cannot listen on port {options.port}: {error}", file=sys.stderr)
         return 2
+    furnish(box, options)
     with box:
         if options.serve:
             return serve(box, stop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from support import DEFAULT_KEY, PATIENCE_S, ROOT, Result, SandboxTest, run, start
+from support import DEFAULT_KEY, PATIENCE_S, ROOT, Fault, Result, Sandbox, SandboxTest, run, start
 
 SCRIPT = str(ROOT / "tests" / "sandbox.py")
 
@@ -122,6 +124,173 @@ class Wire(SandboxTest):
     def test_unknown_paths_and_methods(self) -> None:
         self.assertEqual(self.call("GET", "/v1/account/nothing")[0], 404)
         self.assertEqual(self.call("PUT", "/v1/account/billing", {})[0], 405)
+
+
+BILLING = "GET /v1/account/billing"
+
+
+class Switches(unittest.TestCase):
+    """What the command line can set up, seen by a client that is not ours."""
+
+    def ask(self, *options: str, call: str = BILLING, times: int = 1) -> list[str]:
+        """What a plain client inside the sandbox gets: status, kind and body, or the failure."""
+        program = (
+            "import os, sys, http.client as h\n"
+            "base, key = os.environ['CACHEFORGE_BASE_URL'], os.environ['CACHEFORGE_API_KEY']\n"
+            f"for _ in range({times}):\n"
+            "    connection = h.HTTPConnection(base[7:], timeout=1)\n"
+            "    try:\n"
+            "        headers = {'Authorization': 'Bearer ' + key}\n"
+            f"        connection.request(*{call!r}.split(), '{{}}', headers)\n"
+            "        r = connection.getresponse()\n"
+            "        print(r.status, r.getheader('Content-Type'), r.read().decode())\n"
+            "    except (OSError, h.HTTPException) as error:\n"
+            "        print(type(error).__name__.replace('TimeoutError', 'timeout'))\n"
+            "    connection.close()\n"
+        )
+        result = run_sandbox(*options, "--exec", sys.executable, "-c", program)
+        self.assertEqual((result.exit, result.err), (0, ""), result)
+        return result.out.splitlines()
+
+    def reply(self, *options: str, call: str = BILLING) -> Any:
+        """The JSON of an honest answer."""
+        (line,) = self.ask(*options, call=call)
+        self.assertTrue(line.startswith("200 application/json "), line)
+        return json.loads(line[len("200 application/json ") :])
+
+    def test_card_and_rule(self) -> None:
+        billing = self.reply("--balance", "1", "--card", "--rule", "250:1050")["billing"]
+        self.assertTrue(billing["defaultPaymentMethodSet"])
+        self.assertTrue(billing["autoTopupEnabled"])
+        self.assertEqual(billing["autoTopupThresholdCents"], 250)
+        self.assertEqual(billing["autoTopupAmountCents"], 1050)
+        self.assertEqual(billing["creditBalanceMicrousd"], 1_000_000)
+        self.assertFalse(self.reply()["billing"]["defaultPaymentMethodSet"])
+
+    def test_tenant_and_status(self) -> None:
+        options = ("--tenant", "Müller & Söhne", "--status", "suspended", "--keys", "2")
+        tenant = self.reply(*options, call="GET /v1/account/info")["tenant"]
+        self.assertEqual((tenant["name"], tenant["status"]), ("Müller & Söhne", "suspended"))
+        self.assertEqual(tenant["activeKeys"], 3)
+
+    def test_upstream_with_and_without_an_address(self) -> None:
+        for option, shown in (
+            ("anthropic", {"kind": "anthropic"}),
+            (
+                "custom=https://a.example/v1?b=c",
+                {"kind": "custom", "baseUrl": "https://a.example/v1?b=c"},
+            ),
+        ):
+            reply = self.reply("--upstream", option, call="GET /v1/account/upstream")
+            self.assertEqual(reply, {"configured": True, "upstream": shown})
+
+    def test_more_keys_are_labelled_and_the_same_each_time(self) -> None:
+        lists = [self.reply("--keys", "2", call="GET /v1/account/keys")["keys"] for _ in range(2)]
+        self.assertEqual([key["id"] for key in lists[0]], ["key_1", "key_2", "key_3"])
+        self.assertEqual([key["label"] for key in lists[0]], ["sandbox", "agent 2", "agent 3"])
+        self.assertEqual(lists[0][1:], lists[1][1:])
+        self.assertEqual(len({key["prefix"] for key in lists[0]}), 3)
+
+    def test_keys_are_shown_as_asked(self) -> None:
+        for word, prefix, marked in (
+            ("plain", DEFAULT_KEY[:12], True),
+            ("masked", DEFAULT_KEY[:7] + "\u2026", True),
+            ("bare", None, True),
+            ("unmarked", DEFAULT_KEY[:12], False),
+        ):
+            (key,) = self.reply("--show-keys", word, call="GET /v1/account/keys")["keys"]
+            with self.subTest(word):
+                self.assertEqual((key.get("prefix"), "revokedAt" in key), (prefix, marked))
+
+    def test_each_kind_of_fault_is_met_once_then_the_service_answers(self) -> None:
+        for what, met in (
+            ("503", '503 application/json {"error": {"message": "Service Unavailable"'),
+            ("599", '599 application/json {"error": {"message": "Scripted"'),
+            ("200", "200 application/json {}"),
+            ('409:{"a": 1}', '409 application/json {"a": 1}'),
+            ("500:bad=luck", "500 text/plain; charset=utf-8 bad=luck"),
+            ("429:", "429 text/plain; charset=utf-8 "),
+            ('{"billing": 7}', '200 application/json {"billing": 7}'),
+            ("[1", "200 text/plain; charset=utf-8 [1"),
+            ("lost", "RemoteDisconnected"),
+            ("reset", "ConnectionResetError"),
+            ("hang", "timeout"),
+            ("html", "200 text/html <!doctype html>"),
+            ("empty", "200 application/json "),
+            ("cut", "IncompleteRead"),
+        ):
+            first, second = self.ask("--fault", f"{BILLING}={what}", times=2)
+            with self.subTest(what):
+                self.assertTrue(first.lower().startswith(met.lower()), first)
+                self.assertTrue(second.startswith('200 application/json {"billing"'), second)
+
+    def test_a_drip_keeps_the_connection_busy_and_never_comes_to_an_end(self) -> None:
+        with (
+            Sandbox() as box,
+            socket.create_connection(
+                (box.url[7:].split(":")[0], int(box.url.rsplit(":", 1)[1])), 10
+            ) as client,
+        ):
+            box.script(BILLING, Fault.of("drip"))
+            client.sendall(b"GET /v1/account/billing HTTP/1.1\r\nHost: a\r\n\r\n")
+            self.assertEqual([client.recv(1) for _ in range(4)], [b"H", b"T", b"T", b"P"])
+
+    def test_faults_are_used_up_in_order_and_may_be_counted(self) -> None:
+        options = (
+            "--fault",
+            f"{BILLING}=2*503",
+            "--fault",
+            f"{BILLING}=429",
+            "--fault",
+            "GET /v1/account/info=500",
+        )
+        lines = self.ask(*options, times=4)
+        self.assertEqual([line[:3] for line in lines], ["503", "503", "429", "200"])
+
+    def test_done_carries_it_out_before_the_fault(self) -> None:
+        for what, done in (
+            ("503", 0),
+            ("done+503", 1),
+            ("lost", 1),
+            ("reset", 0),
+            ("done+reset", 1),
+            ("2*done+html", 2),
+        ):
+            with Sandbox() as box:
+                times, _, rest = what.rpartition("*")
+                box.script("POST /v1/account/keys", *[Fault.of(rest)] * int(times or 1))
+                for _ in range(int(times or 1)):
+                    request = urllib.request.Request(
+                        box.url + "/v1/account/keys",
+                        b"{}",
+                        {"Authorization": f"Bearer {DEFAULT_KEY}"},
+                    )
+                    with contextlib.suppress(OSError, http.client.HTTPException):
+                        urllib.request.urlopen(request, timeout=10).close()
+                self.assertEqual(len(box.books.keys) - 1, done, what)
+
+    def test_bad_switches_are_told_what_is_wrong_with_them(self) -> None:
+        for argv, told in (
+            (
+                ("--fault", "GET /v1/account/bill=503"),
+                "'GET /v1/account/bill' is no call of this service",
+            ),
+            (("--fault", "503"), "write CALL=WHAT"),
+            (("--fault", f"{BILLING}=sleepy"), "'sleepy' is neither a status"),
+            (("--fault", f"{BILLING}=99"), "'99' is neither a status"),
+            (("--fault", f"{BILLING}=0*503"), "'0*503' is neither a status"),
+            (("--fault", f"{BILLING}="), "'' is neither a status"),
+            (("--rule", "200"), "must be THRESHOLD_CENTS:AMOUNT_CENTS"),
+            (("--rule", "200:0"), "must be THRESHOLD_CENTS:AMOUNT_CENTS"),
+            (("--upstream", "custom"), "openrouter, anthropic or custom=URL"),
+            (("--upstream", "none"), "openrouter, anthropic or custom=URL"),
+            (("--keys", "-1"), "must be a number"),
+            (("--show-keys", "not"), "invalid choice"),
+        ):
+            result = run_sandbox(*argv, "balance")
+            with self.subTest(argv):
+                self.assertEqual((result.exit, result.out), (2, ""))
+                self.assertIn(told, result.err.splitlines()[-1])
 
 
 class CommandLine(unittest.TestCase):
