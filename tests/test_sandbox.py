@@ -3,80 +3,111 @@
 from __future__ import annotations
 
 import contextlib
+import html.parser
 import http.client
+import io
 import json
 import os
+import queue
+import re
+import select
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 import unittest
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import sandbox
 from support import DEFAULT_KEY, PATIENCE_S, ROOT, Fault, Result, Sandbox, SandboxTest, run, start
 
 SCRIPT = str(ROOT / "tests" / "sandbox.py")
+BILLING = "GET /v1/account/billing"
+CHAT = "POST /v1/chat/completions"
+CREATE_KEY = "POST /v1/account/keys"
 
 
 def run_sandbox(*argv: str) -> Result:
     return run(sys.executable, SCRIPT, *argv)
 
 
+class Reply:
+    """What came over the wire."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.kind = response.headers.get("Content-Type", "")
+        self.text = response.read().decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def ask(box: Sandbox, call: str, body: object = None, **headers: str) -> Reply:
+    """Send one request with http.client, which follows nothing and adds little."""
+    method, _, path = call.partition(" ")
+    sent = {"Authorization": f"Bearer {box.books.api_key}"}
+    sent = {**sent, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    content = body if isinstance(body, str) else None if body is None else json.dumps(body)
+    connection = http.client.HTTPConnection(box.url.partition("://")[2], timeout=PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, content, sent)
+        return Reply(connection.getresponse())
+
+
+def dial(box: Sandbox) -> socket.socket:
+    """A bare connection."""
+    host, _, port = box.url.partition("://")[2].partition(":")
+    return socket.create_connection((host, int(port)), PATIENCE_S)
+
+
 class Wire(SandboxTest):
-    """Spoken to by urllib, a client that was never written for it."""
+    """The service, spoken to by a client that was never written for it."""
 
-    def call(
-        self, method: str, path: str, body: object = None, key: str = DEFAULT_KEY
-    ) -> tuple[int, Any]:
-        request = urllib.request.Request(
-            self.box.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {key}"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                status, content = response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                status, content = error.code, error.read()
-        return status, json.loads(content)
-
-    def page(self, url: str, method: str = "GET") -> str:
-        request = urllib.request.Request(url, method=method)
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return response.read().decode()  # type: ignore[no-any-return]
+    def ask(self, call: str, body: object = None, **headers: str) -> Reply:
+        return ask(self.box, call, body, **headers)
 
     def pay_link(self, amount_usd: int = 10, method: str = "stripe") -> str:
-        body = {"amountUsd": amount_usd, "method": method}
-        status, reply = self.call("POST", "/v1/account/billing/topup", body)
-        self.assertEqual(status, 200)
-        return reply["paymentUrl"]  # type: ignore[no-any-return]
+        reply = self.ask(
+            "POST /v1/account/billing/topup", {"amountUsd": amount_usd, "method": method}
+        )
+        self.assertEqual(reply.status, 200)
+        return str(reply.json["paymentUrl"])
 
     def test_the_key_is_checked(self) -> None:
-        for key in ("", "cf_wrong", DEFAULT_KEY + "x"):
-            status, reply = self.call("GET", "/v1/account/billing", key=key)
-            self.assertEqual(status, 401)
-            self.assertIn("message", reply["error"])
+        for value in ("", "Bearer cf_wrong", f"Bearer {DEFAULT_KEY}x", f"Basic {DEFAULT_KEY}"):
+            reply = self.ask(BILLING, Authorization=value)
+            self.assertEqual(reply.status, 401)
+            self.assertEqual(reply.json["error"]["code"], "invalid_api_key")
 
-    def test_paying_credits_once_however_often_it_is_pressed(self) -> None:
-        link = self.pay_link(25)
-        page = self.page(link)
-        for part in ("$25.00", "by card", "<button>Pay $25.00"):
-            self.assertIn(part, page)
-        for _ in range(3):
-            self.assertIn("Paid", self.page(link, "POST"))
-        self.assertEqual(self.box.books.balance_microusd, 37_340_000)
-        self.assertNotIn("<button>", self.page(link))
+    def test_header_names_and_the_scheme_have_no_case(self) -> None:
+        for name in ("authorization", "AUTHORIZATION", "aUTHORIZATION"):
+            with dial(self.box) as wire:
+                wire.sendall(
+                    f"GET /v1/account/billing HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+                    f"{name}: bearer {DEFAULT_KEY}\r\n\r\n".encode()
+                )
+                self.assertEqual(wire.makefile().readline(), "HTTP/1.1 200 OK\n")
 
     def test_a_card_payment_saves_the_card_and_crypto_does_not(self) -> None:
-        self.page(self.pay_link(10, "crypto"), "POST")
+        self.assertTrue(self.box.pay(self.pay_link(10, "crypto")))
         self.assertFalse(self.box.books.card_saved)
-        self.page(self.pay_link(10, "stripe"), "POST")
+        self.assertTrue(self.box.pay(self.pay_link(10, "stripe")))
         self.assertTrue(self.box.books.card_saved)
+
+    def test_a_link_leads_back_to_where_the_call_came_to(self) -> None:
+        body = {"amountUsd": 10, "method": "stripe"}
+        reply = self.ask("POST /v1/account/billing/topup", body, Host="sandbox:8402")
+        self.assertRegex(reply.json["paymentUrl"], r"^http://sandbox:8402/pay/[0-9a-f]{16}$")
 
     def test_bad_topups_are_refused(self) -> None:
         bodies: tuple[object, ...] = (
@@ -86,123 +117,264 @@ class Wire(SandboxTest):
             {"amountUsd": 10, "method": "cash"},
             {},
             [],
+            "{",
+            "[" * 100_000,
         )
         for body in bodies:
-            self.assertEqual(self.call("POST", "/v1/account/billing/topup", body)[0], 400)
+            self.assertEqual(self.ask("POST /v1/account/billing/topup", body).status, 400)
+        self.assertEqual(self.box.books.links, {})
 
-    def test_auto_topup_refills_when_usage_takes_the_balance_below(self) -> None:
-        rule = {"enabled": True, "thresholdCents": 1234, "amountCents": 1000}
-        path = "/v1/account/billing/auto-topup"
-        self.assertEqual(self.call("PATCH", path, rule)[0], 400)
+    def enable(self, threshold_cents: int, amount_cents: int) -> int:
+        rule = {"enabled": True, "thresholdCents": threshold_cents, "amountCents": amount_cents}
+        return self.ask("PATCH /v1/account/billing/auto-topup", rule).status
+
+    def test_auto_topup_needs_a_card_and_refills_when_usage_takes_the_balance_below(self) -> None:
+        self.assertEqual(self.enable(1234, 1000), 400)
         self.save_card()
-        self.assertEqual(self.call("PATCH", path, rule)[0], 200)
-        self.call("POST", "/v1/chat/completions", {})
+        self.assertEqual(self.enable(1234, 1000), 200)
+        self.assertEqual(self.box.books.balance_microusd, 12_340_000)
+        self.ask(CHAT, {})
         self.assertEqual(self.box.books.balance_microusd, 12_340_000 - 20_000 + 10_000_000)
 
+    def test_enabling_auto_topup_below_the_threshold_charges_at_once(self) -> None:
+        self.save_card()
+        self.enable(1235, 1000)
+        self.assertEqual(self.box.books.balance_microusd, 22_340_000)
+
+    def test_without_a_card_a_rule_charges_nothing(self) -> None:
+        self.box.books.auto_topup = {"enabled": True, "thresholdCents": 9999, "amountCents": 1000}
+        self.ask(CHAT, {})
+        self.assertEqual(self.box.books.balance_microusd, 12_320_000)
+
     def test_keys_are_shown_once_and_die_when_revoked(self) -> None:
-        _, made = self.call("POST", "/v1/account/keys", {})
-        _, listed = self.call("GET", "/v1/account/keys")
-        self.assertNotIn(made["apiKey"], json.dumps(listed))
-        self.assertEqual(listed["keys"][1]["prefix"], made["prefix"])
-        self.assertEqual(self.call("GET", "/v1/account/info", key=made["apiKey"])[0], 200)
-        self.assertEqual(self.call("POST", f"/v1/account/keys/{made['id']}/revoke", {})[0], 200)
-        self.assertEqual(self.call("GET", "/v1/account/info", key=made["apiKey"])[0], 401)
+        made = self.ask(CREATE_KEY, {}).json
+        listed = self.ask("GET /v1/account/keys")
+        self.assertNotIn(made["apiKey"], listed.text)
+        self.assertEqual(listed.json["keys"][1]["prefix"], made["prefix"])
+        theirs = f"Bearer {made['apiKey']}"
+        self.assertEqual(self.ask(BILLING, Authorization=theirs).status, 200)
+        revoked = self.ask(f"POST /v1/account/keys/{made['id'].replace('_', '%5f')}/revoke", {})
+        self.assertEqual(revoked.status, 200)
+        self.assertEqual(self.ask(BILLING, Authorization=theirs).status, 401)
+        self.assertEqual(self.ask("POST /v1/account/keys/key_9/revoke", {}).status, 404)
+
+    def test_keys_are_listed_as_the_service_might(self) -> None:
+        self.ask(CREATE_KEY, {})
+        self.ask("POST /v1/account/keys/key_2/revoke", {})
+        for how, count, prefix, marked in (
+            ("plain", 2, DEFAULT_KEY[:12], True),
+            ("masked", 2, DEFAULT_KEY[:7] + "\u2026", True),
+            ("bare", 2, None, True),
+            ("unmarked", 2, DEFAULT_KEY[:12], False),
+            ("dropped", 1, DEFAULT_KEY[:12], True),
+        ):
+            self.box.books.shows_keys = how
+            keys = self.ask("GET /v1/account/keys").json["keys"]
+            found = (len(keys), keys[0].get("prefix"), "revokedAt" in keys[0])
+            self.assertEqual(found, (count, prefix, marked), how)
 
     def test_the_provider_is_shown_without_its_key(self) -> None:
         parts = {"kind": "openrouter", "apiKey": "sk-or-secret"}
-        self.assertEqual(self.call("POST", "/v1/account/upstream", parts)[0], 200)
-        _, reply = self.call("GET", "/v1/account/upstream")
-        self.assertEqual(reply, {"configured": True, "upstream": {"kind": "openrouter"}})
+        self.assertEqual(self.ask("POST /v1/account/upstream", parts).status, 200)
+        shown = self.ask("GET /v1/account/upstream").json
+        self.assertEqual(shown, {"configured": True, "upstream": {"kind": "openrouter"}})
 
     def test_the_gateway_answers_402_once_credit_is_used_up(self) -> None:
-        self.box.books.credit("spent", -12_330_000)
-        status, reply = self.call("POST", "/v1/chat/completions", {"model": "m"})
-        self.assertEqual((status, reply["choices"][0]["finish_reason"]), (200, "stop"))
-        self.assertEqual(self.call("POST", "/v1/chat/completions", {})[0], 402)
-        self.assertEqual(self.call("GET", "/v1/account/billing")[0], 200)
+        self.box.spend("12.33")
+        self.assertEqual(self.ask(CHAT, {"model": "m"}).json["choices"][0]["finish_reason"], "stop")
+        for call in (CHAT, "POST /v1/messages"):
+            reply = self.ask(call, {"stream": True})
+            self.assertEqual(reply.status, 402)
+            self.assertEqual(reply.json["error"]["code"], "insufficient_credit")
+        self.assertEqual(self.ask(BILLING).status, 200)
 
-    def test_unknown_paths_and_methods(self) -> None:
-        self.assertEqual(self.call("GET", "/v1/account/nothing")[0], 404)
-        self.assertEqual(self.call("PUT", "/v1/account/billing", {})[0], 405)
-
-
-BILLING = "GET /v1/account/billing"
-
-
-class Switches(unittest.TestCase):
-    """What the command line can set up, seen by a client that is not ours."""
-
-    def ask(self, *options: str, call: str = BILLING, times: int = 1) -> list[str]:
-        """What a plain client inside the sandbox gets: status, kind and body, or the failure."""
-        program = (
-            "import os, sys, http.client as h\n"
-            "base, key = os.environ['CACHEFORGE_BASE_URL'], os.environ['CACHEFORGE_API_KEY']\n"
-            f"for _ in range({times}):\n"
-            "    connection = h.HTTPConnection(base[7:], timeout=1)\n"
-            "    try:\n"
-            "        headers = {'Authorization': 'Bearer ' + key}\n"
-            f"        connection.request(*{call!r}.split(), '{{}}', headers)\n"
-            "        r = connection.getresponse()\n"
-            "        print(r.status, r.getheader('Content-Type'), r.read().decode())\n"
-            "    except (OSError, h.HTTPException) as error:\n"
-            "        print(type(error).__name__.replace('TimeoutError', 'timeout'))\n"
-            "    connection.close()\n"
-        )
-        result = run_sandbox(*options, "--exec", sys.executable, "-c", program)
-        self.assertEqual((result.exit, result.err), (0, ""), result)
-        return result.out.splitlines()
-
-    def reply(self, *options: str, call: str = BILLING) -> Any:
-        """The JSON of an honest answer."""
-        (line,) = self.ask(*options, call=call)
-        self.assertTrue(line.startswith("200 application/json "), line)
-        return json.loads(line[len("200 application/json ") :])
-
-    def test_card_and_rule(self) -> None:
-        billing = self.reply("--balance", "1", "--card", "--rule", "250:1050")["billing"]
-        self.assertTrue(billing["defaultPaymentMethodSet"])
-        self.assertTrue(billing["autoTopupEnabled"])
-        self.assertEqual(billing["autoTopupThresholdCents"], 250)
-        self.assertEqual(billing["autoTopupAmountCents"], 1050)
-        self.assertEqual(billing["creditBalanceMicrousd"], 1_000_000)
-        self.assertFalse(self.reply()["billing"]["defaultPaymentMethodSet"])
-
-    def test_tenant_and_status(self) -> None:
-        options = ("--tenant", "Müller & Söhne", "--status", "suspended", "--keys", "2")
-        tenant = self.reply(*options, call="GET /v1/account/info")["tenant"]
-        self.assertEqual((tenant["name"], tenant["status"]), ("Müller & Söhne", "suspended"))
-        self.assertEqual(tenant["activeKeys"], 3)
-
-    def test_upstream_with_and_without_an_address(self) -> None:
-        for option, shown in (
-            ("anthropic", {"kind": "anthropic"}),
-            (
-                "custom=https://a.example/v1?b=c",
-                {"kind": "custom", "baseUrl": "https://a.example/v1?b=c"},
-            ),
+    def test_unknown_paths_are_404_and_other_methods_405_with_those_allowed(self) -> None:
+        self.assertEqual(self.ask("GET /v1/account/nothing").status, 404)
+        for call, allowed in (
+            ("PUT /v1/account/billing", "GET"),
+            ("DELETE /v1/account/keys", "GET, POST"),
+            ("GET /v1/account/keys/key_1/revoke", "POST"),
+            ("OPTIONS /v1/chat/completions", "POST"),
+            ("PUT /pay/open", "GET, HEAD, POST"),
+            ("POST /pay/open/cancel", "GET, HEAD"),
         ):
-            reply = self.reply("--upstream", option, call="GET /v1/account/upstream")
-            self.assertEqual(reply, {"configured": True, "upstream": shown})
+            self.box.books.links["open"] = sandbox.Link("open", 10, "stripe")
+            reply = self.ask(call)
+            self.assertEqual((reply.status, reply.headers["Allow"]), (405, allowed), call)
 
-    def test_more_keys_are_labelled_and_the_same_each_time(self) -> None:
-        lists = [self.reply("--keys", "2", call="GET /v1/account/keys")["keys"] for _ in range(2)]
-        self.assertEqual([key["id"] for key in lists[0]], ["key_1", "key_2", "key_3"])
-        self.assertEqual([key["label"] for key in lists[0]], ["sandbox", "agent 2", "agent 3"])
-        self.assertEqual(lists[0][1:], lists[1][1:])
-        self.assertEqual(len({key["prefix"] for key in lists[0]}), 3)
+    def test_head_is_get_without_the_body(self) -> None:
+        link = self.pay_link().partition("/pay/")[2]
+        for path in ("/v1/account/billing", "/", f"/pay/{link}"):
+            reply = self.ask(f"HEAD {path}")
+            self.assertEqual((reply.status, reply.text), (200, ""))
+            length = int(reply.headers["Content-Length"])
+            self.assertEqual(length, len(self.ask(f"GET {path}").text.encode()))
 
-    def test_keys_are_shown_as_asked(self) -> None:
-        for word, prefix, marked in (
-            ("plain", DEFAULT_KEY[:12], True),
-            ("masked", DEFAULT_KEY[:7] + "\u2026", True),
-            ("bare", None, True),
-            ("unmarked", DEFAULT_KEY[:12], False),
+    def test_a_body_that_cannot_be_read_whole_changes_nothing(self) -> None:
+        big = "x" * (sandbox.MAX_REQUEST_BYTES + 1)
+        for headers, status in (
+            ({"Transfer_Encoding": "chunked"}, 411),
+            ({"Content_Length": "-1"}, 411),
+            ({"Content_Length": str(len(big))}, 413),
         ):
-            (key,) = self.reply("--show-keys", word, call="GET /v1/account/keys")["keys"]
-            with self.subTest(word):
-                self.assertEqual((key.get("prefix"), "revokedAt" in key), (prefix, marked))
+            self.assertEqual(self.ask(CREATE_KEY, "", **headers).status, status)
+        with dial(self.box) as wire:
+            wire.sendall(
+                f"{CREATE_KEY} HTTP/1.1\r\nAuthorization: Bearer {DEFAULT_KEY}\r\n"
+                "Content-Length: 9\r\n\r\n{}".encode()
+            )
+            wire.shutdown(socket.SHUT_WR)
+            self.assertIn("400", wire.makefile().readline())
+        self.assertEqual(len(self.box.books.keys), 1)
 
-    def test_each_kind_of_fault_is_met_once_then_the_service_answers(self) -> None:
+    def test_a_request_is_recorded_and_logged_before_it_is_answered(self) -> None:
+        self.box.script("GET /", "503")
+        for told in ("GET / (scripted)", "GET / 200"):
+            lines, go = self.hold_back()
+            with dial(self.box) as wire:
+                wire.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                self.assertEqual(lines.get(timeout=PATIENCE_S), told)
+                self.assertEqual(select.select([wire], [], [], 0.1)[0], [])
+                self.assertEqual(self.box.calls()[-1], "GET /")
+                go.set()
+                self.assertTrue(wire.recv(1))
+
+    def hold_back(self) -> tuple[queue.Queue[str], threading.Event]:
+        """Let the sandbox stop at each line of its log until it may go on."""
+        lines: queue.Queue[str] = queue.Queue()
+        go = threading.Event()
+
+        def log(line: str) -> None:
+            lines.put(line)
+            go.wait(PATIENCE_S)
+
+        self.box.log = log
+        return lines, go
+
+    def test_the_front_page_says_what_this_is(self) -> None:
+        plain, page = self.ask("GET /"), self.ask("GET /", Accept="text/html")
+        self.assertTrue(plain.kind.startswith("text/plain") and page.kind.startswith("text/html"))
+        for reply in (plain, page):
+            for part in ("stands in for the CacheForge service", CHAT, "o money moves"):
+                self.assertIn(part, reply.text)
+
+    def test_a_browser_that_looks_for_an_icon_makes_no_noise(self) -> None:
+        lines: list[str] = []
+        self.box.log = lines.append
+        self.assertEqual(self.ask("GET /favicon.ico").text, "")
+        self.assertEqual((lines, self.box.requests), ([], []))
+
+
+class Page(html.parser.HTMLParser):
+    """A page taken apart: its text, its links, its language; every tag has to be closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        if self.open:
+            raise ValueError(f"not closed: {self.open}")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            raise ValueError(f"closed too early: {tag}")
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style" and data.strip():
+            self.words.append(data.strip())
+
+
+class PaymentPages(SandboxTest):
+    def get(self, path: str) -> tuple[int, list[str], Page]:
+        reply = ask(self.box, f"GET {path}", Authorization="")
+        self.assertEqual(reply.headers["Cache-Control"], "no-store")
+        page = Page(reply.text)
+        for part in (("lang", "en"), ("name", "viewport"), ("href", "data:,")):
+            self.assertIn(part, page.attributes)
+        return reply.status, page.words, page
+
+    def link(self, amount_usd: int = 25, method: str = "stripe") -> str:
+        self.box.books.links["open"] = sandbox.Link("open", amount_usd, method)
+        return "/pay/open"
+
+    def test_an_unpaid_link_shows_amount_method_a_button_and_a_way_out(self) -> None:
+        _, words, page = self.get(self.link(1000, "crypto"))
+        for part in ("$1,000.00", "in crypto", "Pay $1,000.00", "Cancel"):
+            self.assertIn(part, words)
+        self.assertIn(("href", "/pay/open/cancel"), page.attributes)
+        self.assertIn(("method", "post"), page.attributes)
+
+    def test_paying_leads_to_a_page_that_can_be_reloaded_and_credits_once(self) -> None:
+        path = self.link()
+        for _ in range(3):
+            reply = ask(self.box, f"POST {path}", "", Authorization="")
+            self.assertEqual((reply.status, reply.headers["Location"]), (303, path))
+        self.assertEqual(self.box.books.balance_microusd, 37_340_000)
+        for where in (path, f"{path}/cancel"):
+            _, words, page = self.get(where)
+            self.assertIn("Paid. You can close this page.", words)
+            self.assertNotIn(("method", "post"), page.attributes)
+
+    def test_cancelling_charges_nothing_and_leads_back(self) -> None:
+        status, words, page = self.get(f"{self.link()}/cancel")
+        self.assertEqual(status, 200)
+        self.assertIn("Nothing was charged. The link stays open.", words)
+        self.assertIn(("href", "/pay/open"), page.attributes)
+        self.assertEqual(self.box.books.balance_microusd, 12_340_000)
+
+    def test_an_unknown_link_gets_a_page_as_good_as_the_others(self) -> None:
+        self.link()
+        for path in ("/pay/", "/pay/nope", "/pay/open/else", "/pay/%3Cb%3E"):
+            status, words, _ = self.get(path)
+            self.assertEqual((status, words[2]), (404, "There is no such payment link"), path)
+
+    def test_every_text_has_a_contrast_of_4_5_in_the_light_and_in_the_dark(self) -> None:
+        light, dark = re.findall(r":root \{(.*?)\}", sandbox.STYLE, re.DOTALL)
+        for scheme in (light, dark):
+            colors = dict(re.findall(r"--(\w+): #(\w+)", scheme))
+            self.assertIn("button", colors)
+            for ink, paper in (
+                (colors["ink"], colors["card"]),
+                (colors["soft"], colors["card"]),
+                (colors["good"], colors["card"]),
+                ("fff", colors["button"]),
+            ):
+                bright, dim = sorted((luminance(ink), luminance(paper)), reverse=True)
+                self.assertGreaterEqual((bright + 0.05) / (dim + 0.05), 4.5, (ink, paper))
+
+
+def luminance(color: str) -> float:
+    """The relative luminance of WCAG 2."""
+    wide = color if len(color) == 6 else "".join(digit * 2 for digit in color)
+    parts = [int(wide[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+class Faults(SandboxTest):
+    """Scripted trouble, in a word each."""
+
+    def meet(self, call: str = BILLING, timeout_s: float = PATIENCE_S) -> str:
+        """Status, kind and body; or the exception, as http.client names it."""
+        connection = http.client.HTTPConnection(self.box.url.partition("://")[2], timeout=timeout_s)
+        with contextlib.closing(connection):
+            try:
+                headers = {"Authorization": f"Bearer {DEFAULT_KEY}"}
+                method, _, path = call.partition(" ")
+                connection.request(method, path, "{}", headers)
+                reply = Reply(connection.getresponse())
+            except (OSError, http.client.HTTPException) as error:
+                return type(error).__name__.replace("TimeoutError", "timeout")
+        return f"{reply.status} {reply.kind} {reply.text}"
+
+    def test_each_is_met_once_and_then_the_service_answers(self) -> None:
         for what, met in (
             ("503", '503 application/json {"error": {"message": "Service Unavailable"'),
             ("599", '599 application/json {"error": {"message": "Scripted"'),
@@ -214,38 +386,24 @@ class Switches(unittest.TestCase):
             ("[1", "200 text/plain; charset=utf-8 [1"),
             ("lost", "RemoteDisconnected"),
             ("reset", "ConnectionResetError"),
-            ("hang", "timeout"),
             ("html", "200 text/html <!doctype html>"),
             ("empty", "200 application/json "),
             ("cut", "IncompleteRead"),
         ):
-            first, second = self.ask("--fault", f"{BILLING}={what}", times=2)
+            self.box.script(BILLING, what)
             with self.subTest(what):
-                self.assertTrue(first.lower().startswith(met.lower()), first)
-                self.assertTrue(second.startswith('200 application/json {"billing"'), second)
+                self.assertTrue(self.meet().startswith(met))
+                self.assertTrue(self.meet().startswith('200 application/json {"billing": {'))
 
-    def test_a_drip_keeps_the_connection_busy_and_never_comes_to_an_end(self) -> None:
-        with (
-            Sandbox() as box,
-            socket.create_connection(
-                (box.url[7:].split(":")[0], int(box.url.rsplit(":", 1)[1])), 10
-            ) as client,
-        ):
-            box.script(BILLING, Fault.of("drip"))
-            client.sendall(b"GET /v1/account/billing HTTP/1.1\r\nHost: a\r\n\r\n")
-            self.assertEqual([client.recv(1) for _ in range(4)], [b"H", b"T", b"T", b"P"])
+    def test_a_hang_answers_nothing(self) -> None:
+        self.box.script(BILLING, "hang")
+        self.assertEqual(self.meet(timeout_s=0.2), "timeout")
 
-    def test_faults_are_used_up_in_order_and_may_be_counted(self) -> None:
-        options = (
-            "--fault",
-            f"{BILLING}=2*503",
-            "--fault",
-            f"{BILLING}=429",
-            "--fault",
-            "GET /v1/account/info=500",
-        )
-        lines = self.ask(*options, times=4)
-        self.assertEqual([line[:3] for line in lines], ["503", "503", "429", "200"])
+    def test_a_drip_is_an_answer_that_never_comes_to_an_end(self) -> None:
+        self.box.script("GET /", "drip")
+        with dial(self.box) as wire:
+            wire.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertEqual([wire.recv(9) for _ in range(3)], [b"H", b"T", b"T"])
 
     def test_done_carries_it_out_before_the_fault(self) -> None:
         for what, done in (
@@ -254,50 +412,230 @@ class Switches(unittest.TestCase):
             ("lost", 1),
             ("reset", 0),
             ("done+reset", 1),
-            ("2*done+html", 2),
+            ("done+html", 1),
         ):
-            with Sandbox() as box:
-                times, _, rest = what.rpartition("*")
-                box.script("POST /v1/account/keys", *[Fault.of(rest)] * int(times or 1))
-                for _ in range(int(times or 1)):
-                    request = urllib.request.Request(
-                        box.url + "/v1/account/keys",
-                        b"{}",
-                        {"Authorization": f"Bearer {DEFAULT_KEY}"},
-                    )
-                    with contextlib.suppress(OSError, http.client.HTTPException):
-                        urllib.request.urlopen(request, timeout=10).close()
-                self.assertEqual(len(box.books.keys) - 1, done, what)
+            before = len(self.box.books.keys)
+            self.box.script(CREATE_KEY, what)
+            self.meet(CREATE_KEY)
+            self.assertEqual(len(self.box.books.keys) - before, done, what)
 
-    def test_bad_switches_are_told_what_is_wrong_with_them(self) -> None:
-        for argv, told in (
+
+class Library(unittest.TestCase):
+    def test_a_balance_is_an_int_a_str_or_a_decimal(self) -> None:
+        for balance, microusd in (
+            (0, 0),
+            (12, 12_000_000),
+            (-3, -3_000_000),
+            ("12.34", 12_340_000),
+            ("-1.50", -1_500_000),
+            (Decimal("0.000001"), 1),
+            (Decimal("1E+2"), 100_000_000),
+        ):
+            with Sandbox(balance_usd=balance) as box:
+                self.assertEqual(box.books.balance_microusd, microusd)
+                self.assertEqual(box.balance_usd, Decimal(str(balance)))
+
+    def test_anything_else_is_told_what_to_write(self) -> None:
+        for balance in (12.5, True, None, b"1"):
+            with self.assertRaisesRegex(TypeError, f"int, str or Decimal, .* not {balance!r}"):
+                Sandbox(balance_usd=balance)  # type: ignore[arg-type]
+        for text in ("", "ten", "1.2345678", "$5", "1e3", Decimal("NaN")):
+            with self.assertRaisesRegex(ValueError, "dollars are written like 0, 12.34 or -1.50"):
+                Sandbox(balance_usd=text)
+
+    def test_spend_takes_so_much_or_all_there_is_and_the_rule_refills(self) -> None:
+        with Sandbox(balance_usd=5) as box:
+            box.spend("1.50")
+            self.assertEqual(box.balance_usd, Decimal("3.5"))
+            box.spend()
+            self.assertEqual(box.balance_usd, 0)
+            box.spend(2)
+            box.spend()
+            self.assertEqual(box.balance_usd, -2)
+            with self.assertRaisesRegex(ValueError, "cannot be negative: -1"):
+                box.spend(-1)
+            box.books.card_saved = True
+            box.books.auto_topup = {"enabled": True, "thresholdCents": 100, "amountCents": 1000}
+            box.spend(0)
+            self.assertEqual(box.balance_usd, 8)
+
+    def test_pay_takes_a_link_or_its_address_and_says_whether_it_was_unpaid(self) -> None:
+        with Sandbox(balance_usd=0) as box:
+            reply = ask(
+                box, "POST /v1/account/billing/topup", {"amountUsd": 10, "method": "stripe"}
+            )
+            self.assertTrue(box.pay(reply.json["paymentUrl"]))
+            (link,) = box.books.links.values()
+            self.assertFalse(box.pay(link))
+            self.assertFalse(box.pay(link.token))
+            self.assertEqual(box.balance_usd, 10)
+            with self.assertRaisesRegex(
+                ValueError, f"no payment link 'x'; made so far: {link.token}"
+            ):
+                box.pay("https://elsewhere.example/pay/x")
+
+    def test_script_refuses_what_could_never_be_met(self) -> None:
+        with Sandbox() as box:
+            with self.assertRaisesRegex(ValueError, "a call is written as .* not '/v1/models'"):
+                box.script("/v1/models", "503")
+            with self.assertRaisesRegex(ValueError, "'sleepy' is neither a status"):
+                box.script(BILLING, "503", "sleepy")
+            box.script("POST /v1/embeddings", Fault.reply(200, {"data": []}))
+            self.assertEqual(ask(box, "POST /v1/embeddings", {}).json, {"data": []})
+
+    def test_start_and_close_do_without_a_with(self) -> None:
+        box = Sandbox(balance_usd=1).start()
+        self.assertEqual(ask(box, BILLING).status, 200)
+        box.close()
+        box.close()
+        with self.assertRaises(OSError):
+            ask(box, BILLING)
+        Sandbox().close()  # never started
+
+    def test_a_port_that_cannot_be_had_is_told(self) -> None:
+        with Sandbox() as box:
+            port = int(box.url.rsplit(":", 1)[1])
+            with self.assertRaisesRegex(OSError, f"port {port}: it is in use; leave the port out"):
+                Sandbox(port=port)
+        with self.assertRaisesRegex(OSError, "port 65536: the highest is 65535"):
+            Sandbox(port=65536)
+
+    def test_requests_hold_what_was_asked(self) -> None:
+        with Sandbox() as box:
+            ask(box, "POST /v1/chat/completions?a=b", {"model": "m"}, X_Mine="1")
+            (seen,) = box.requests
+        self.assertEqual((seen.call, seen.json), (CHAT, {"model": "m"}))
+        self.assertEqual(seen.headers["x-mine"], "1")
+
+    def test_many_threads_use_up_each_fault_once(self) -> None:
+        with Sandbox() as box:
+            box.script(BILLING, *["503"] * 20)
+            statuses: list[int] = []
+            threads = [
+                threading.Thread(target=lambda: statuses.append(ask(box, BILLING).status))
+                for _ in range(30)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual((statuses.count(503), statuses.count(200)), (20, 10))
+
+    def test_every_public_name_says_what_it_is(self) -> None:
+        for thing in (Sandbox, Fault, sandbox.Seen, sandbox.Link, sandbox.Books):
+            for name, member in vars(thing).items():
+                if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+                    self.assertTrue(member.__doc__, f"{thing.__name__}.{name}")
+
+
+class Switches(unittest.TestCase):
+    """What the command line can set up, as a plain client inside meets it."""
+
+    def ask(self, *options: str, call: str = BILLING, times: int = 1) -> list[str]:
+        program = (
+            "import os, http.client\n"
+            "host = os.environ['CACHEFORGE_BASE_URL'].partition('://')[2]\n"
+            "headers = {'Authorization': 'Bearer ' + os.environ['CACHEFORGE_API_KEY']}\n"
+            f"for _ in range({times}):\n"
+            "    wire = http.client.HTTPConnection(host)\n"
+            f"    wire.request(*{call!r}.split(), None, headers)\n"
+            "    reply = wire.getresponse()\n"
+            "    print(reply.status, reply.read().decode())\n"
+            "    wire.close()\n"
+        )
+        result = run_sandbox(*options, "--exec", "--", sys.executable, "-c", program)
+        self.assertEqual((result.exit, result.err), (0, ""), result)
+        return result.out.splitlines()
+
+    def reply(self, *options: str, call: str = BILLING) -> Any:
+        (line,) = self.ask(*options, call=call)
+        self.assertTrue(line.startswith("200 "), line)
+        return json.loads(line[len("200 ") :])
+
+    def test_balance_card_and_rule(self) -> None:
+        billing = self.reply("--balance", "1", "--card", "--rule", "250:1050")["billing"]
+        self.assertEqual(
+            billing,
+            {
+                "creditBalanceMicrousd": 1_000_000,
+                "autoTopupEnabled": True,
+                "autoTopupThresholdCents": 250,
+                "autoTopupAmountCents": 1050,
+                "defaultPaymentMethodSet": True,
+            },
+        )
+
+    def test_tenant_status_and_number_of_keys(self) -> None:
+        options = ("--tenant", "M\xfcller", "--status", "suspended", "--keys", "2")
+        tenant = self.reply(*options, call="GET /v1/account/info")["tenant"]
+        self.assertEqual((tenant["name"], tenant["status"]), ("M\xfcller", "suspended"))
+        self.assertEqual(tenant["activeKeys"], 3)
+
+    def test_upstream_with_and_without_an_address(self) -> None:
+        for option, shown in (
+            ("anthropic", {"kind": "anthropic"}),
             (
-                ("--fault", "GET /v1/account/bill=503"),
-                "'GET /v1/account/bill' is no call of this service",
+                "custom=https://a.example/?b=c",
+                {"kind": "custom", "baseUrl": "https://a.example/?b=c"},
             ),
-            (("--fault", "503"), "write CALL=WHAT"),
+        ):
+            reply = self.reply("--upstream", option, call="GET /v1/account/upstream")
+            self.assertEqual(reply, {"configured": True, "upstream": shown})
+
+    def test_more_keys_are_labelled_and_the_same_each_time(self) -> None:
+        options = ("--keys", "2", "--show-keys", "unmarked")
+        lists = [self.reply(*options, call="GET /v1/account/keys")["keys"] for _ in range(2)]
+        self.assertEqual([key["id"] for key in lists[0]], ["key_1", "key_2", "key_3"])
+        self.assertEqual([key["label"] for key in lists[0]], ["sandbox", "agent 2", "agent 3"])
+        self.assertEqual(lists[0][1:], lists[1][1:])
+        self.assertEqual(len({key["prefix"] for key in lists[0]}), 3)
+        self.assertNotIn("revokedAt", lists[0][0])
+
+    def test_faults_are_used_up_in_order_and_may_be_counted(self) -> None:
+        options = ("--fault", f"{BILLING}=2*503", "--fault", f"{BILLING}=429:slow")
+        lines = self.ask(*options, times=4)
+        self.assertEqual([line[:3] for line in lines], ["503", "503", "429", "200"])
+        self.assertEqual(lines[2], "429 slow")
+
+    def test_bad_options_are_told_what_is_wrong_with_them(self) -> None:
+        for argv, told in (
+            ((), "nothing to do: give an ops.py command, --exec CMD, or --serve (see --help)"),
+            (("--serve", "balance"), "--serve runs nothing: leave out 'balance'"),
+            (("--serve", "--exec", "x"), "--serve and --exec exclude each other"),
+            (("--exec",), "nothing to do"),
+            (("--exec", "--"), "nothing to do"),
+            (("--port", "8402", "balance"), "--port and --host go with --serve"),
+            (("--host", "0.0.0.0", "balance"), "--port and --host go with --serve"),
+            (("--balance", "ten", "balance"), "must be dollars, such as 0, 12.34 or -1.50"),
+            (("--port", "x", "--serve"), "must be a port, such as 8402"),
+            (("--pay-after", "-1", "balance"), "must be seconds, such as 5 or 0.5"),
+            (("--fault", "GET /v1/bill=503"), "'GET /v1/bill' is no call of this service"),
+            (("--fault", "503", "balance"), "write CALL=WHAT"),
             (("--fault", f"{BILLING}=sleepy"), "'sleepy' is neither a status"),
             (("--fault", f"{BILLING}=99"), "'99' is neither a status"),
             (("--fault", f"{BILLING}=0*503"), "'0*503' is neither a status"),
             (("--fault", f"{BILLING}="), "'' is neither a status"),
-            (("--rule", "200"), "must be THRESHOLD_CENTS:AMOUNT_CENTS"),
-            (("--rule", "200:0"), "must be THRESHOLD_CENTS:AMOUNT_CENTS"),
-            (("--upstream", "custom"), "openrouter, anthropic or custom=URL"),
+            (("--rule", "200"), "must be two amounts in cents (200:1000), not '200'"),
+            (("--rule", "200:0"), "must be two amounts in cents"),
+            (("--upstream", "custom"), "openrouter, anthropic or custom=URL, not 'custom'"),
             (("--upstream", "none"), "openrouter, anthropic or custom=URL"),
             (("--keys", "-1"), "must be a number"),
             (("--show-keys", "not"), "invalid choice"),
         ):
-            result = run_sandbox(*argv, "balance")
-            with self.subTest(argv):
-                self.assertEqual((result.exit, result.out), (2, ""))
-                self.assertIn(told, result.err.splitlines()[-1])
+            out, err = io.StringIO(), io.StringIO()
+            with self.subTest(argv), contextlib.redirect_stdout(out):
+                with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
+                    sandbox.main(argv)
+                self.assertEqual((caught.exception.code, out.getvalue()), (2, ""))
+                self.assertIn(told, err.getvalue().splitlines()[-1])
 
 
 class CommandLine(unittest.TestCase):
     def test_it_runs_ops_against_a_fresh_account(self) -> None:
-        result = run_sandbox("--balance", "-1.50", "balance")
-        self.assertEqual((result.exit, result.err), (0, ""))
-        self.assertIn("-$1.50", result.out)
+        for dashes in ((), ("--",)):
+            result = run_sandbox("--balance", "-1.50", *dashes, "balance")
+            self.assertEqual((result.exit, result.err), (0, ""))
+            self.assertIn("-$1.50", result.out)
 
     def test_the_exit_code_is_that_of_the_command(self) -> None:
         self.assertEqual(run_sandbox("balance", "--wat").exit, 2)
@@ -312,39 +650,35 @@ class CommandLine(unittest.TestCase):
         result = run_sandbox("--key", "cf_mine", "--exec", sys.executable, "-c", program)
         self.assertEqual(result.out, "http:// 7\n")
 
-    def test_an_unknown_program_is_a_clear_error(self) -> None:
-        result = run_sandbox("--exec", str(Path("no") / "such" / "program"))
-        self.assertEqual(result.exit, 127)
-        self.assertNotIn("Traceback", result.err)
+    def test_a_program_that_cannot_be_run_is_a_clear_error(self) -> None:
+        missing = str(Path("no") / "such" / "program")
+        result = run_sandbox("--exec", missing)
+        self.assertEqual((result.exit, result.out), (127, ""))
+        self.assertTrue(result.err.startswith(f"sandbox: cannot run {missing}: "), result.err)
+        self.assertEqual(len(result.err.splitlines()), 1)
+        if os.name != "nt":
+            self.assertEqual(run_sandbox("--exec", str(ROOT / "LICENSE")).exit, 126)
 
-    def test_its_help_explains_itself(self) -> None:
-        for option in ("--balance", "--pay-after", "--key", "--serve", "--exec", "--port"):
-            self.assertIn(option, run_sandbox("--help").out)
+    def test_help_shows_what_people_do_with_it(self) -> None:
+        text = run_sandbox("--help").out
+        for part in (
+            *("--balance", "--key ", "--card", "--rule", "--upstream", "--keys", "--tenant"),
+            *("--status", "--show-keys", "--fault", "--pay-after", "--serve", "--host", "--port"),
+            *(*sandbox.FAULTS, "done+WHAT", "N*WHAT", "127.0.0.1, this machine only"),
+        ):
+            self.assertIn(part, text)
+        examples = re.findall(r"^  [a-z. ]+  sandbox\.py (.+)$", text, re.MULTILINE)
+        self.assertEqual(len(examples), 5)
 
-    def test_bad_options_exit_2(self) -> None:
-        for argv in ((), ("--balance", "ten", "balance"), ("--serve", "balance")):
-            result = run_sandbox(*argv)
+    def test_a_copy_without_ops_says_what_it_can_still_do_and_does_it(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(SCRIPT, folder)
+            result = run(sys.executable, copy, "balance", folder=folder)
             self.assertEqual(result.exit, 2)
-            self.assertNotIn("Traceback", result.err)
-
-    @unittest.skipIf(os.name == "nt", "POSIX signals")
-    def test_serve_prints_two_exports_logs_and_frees_its_port_on_ctrl_c(self) -> None:
-        child = start(sys.executable, SCRIPT, "--serve")
-        assert child.stdout and child.stderr
-        exports = [child.stdout.readline() for _ in range(2)]
-        self.assertRegex(exports[0], r"^export CACHEFORGE_BASE_URL=http://127\.0\.0\.1:\d+\n$")
-        self.assertEqual(exports[1], f"export CACHEFORGE_API_KEY={DEFAULT_KEY}\n")
-        port = int(exports[0].rsplit(":", 1)[1])
-        with self.assertRaises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/account/info", timeout=10)
-        caught.exception.close()
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=PATIENCE_S)
-        self.assertEqual((child.returncode, out), (0, ""))
-        self.assertIn("GET /v1/account/info 401", err)
-        self.assertNotIn("Traceback", err)
-        with socket.socket() as probe:
-            self.assertNotEqual(probe.connect_ex(("127.0.0.1", port)), 0)
+            self.assertIn("'balance' needs ops.py, which is not at", result.err)
+            self.assertIn("--serve and --exec CMD work without it", result.err)
+            done = run(sys.executable, copy, "--exec", sys.executable, "-c", "print(1)")
+            self.assertEqual((done.exit, done.out), (0, "1\n"))
 
     def test_somebody_pays_each_link_after_a_while(self) -> None:
         program = (
@@ -361,3 +695,88 @@ class CommandLine(unittest.TestCase):
         argv = ("--balance", "0", "--pay-after", "0.5", "--exec", sys.executable, "-c", program)
         self.assertEqual(run_sandbox(*argv).exit, 0)
         self.assertGreaterEqual(time.monotonic() - began, 0.5)
+
+
+class Serving(unittest.TestCase):
+    """`--serve`: until it is told to stop."""
+
+    @contextlib.contextmanager
+    def serving(self, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+        """A sandbox in a process of its own, and its port."""
+        child = start(sys.executable, SCRIPT, *options, "--serve")
+        try:
+            assert child.stdout
+            exports = [child.stdout.readline() for _ in range(2)]
+            self.assertRegex(exports[0], r"^export CACHEFORGE_BASE_URL=http://127\.0\.0\.1:\d+\n$")
+            self.assertEqual(exports[1], f"export CACHEFORGE_API_KEY={DEFAULT_KEY}\n")
+            yield child, int(exports[0].rsplit(":", 1)[1])
+        finally:
+            child.kill()
+            child.communicate()
+
+    def test_a_busy_port_is_one_sentence(self) -> None:
+        with Sandbox() as box:
+            port = box.url.rsplit(":", 1)[1]
+            result = run_sandbox("--serve", "--port", port)
+        told = f"sandbox: cannot listen on 127.0.0.1, port {port}: it is in use; leave the port out"
+        self.assertEqual((result.exit, result.out), (2, ""))
+        self.assertEqual(result.err, f"{told} to get one that is free\n")
+
+    @unittest.skipIf(os.name == "nt", "POSIX signals")
+    def test_a_signal_ends_it_and_frees_its_port_even_where_a_shell_made_it_deaf(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `&` in a script does
+            try:
+                serving = self.serving()
+                child, port = serving.__enter__()
+            finally:
+                signal.signal(signal.SIGINT, before)
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as wire:
+                wire.request("GET", "/v1/account/info")
+                self.assertEqual(wire.getresponse().status, 401)
+            child.send_signal(number)
+            out, err = child.communicate(timeout=PATIENCE_S)
+            self.assertEqual((child.returncode, out), (0, ""))
+            self.assertEqual(err.splitlines()[0], "# serving this machine; Ctrl-C stops")
+            self.assertRegex(err.splitlines()[1], r"^\d\d:\d\d:\d\d GET /v1/account/info 401$")
+            self.assertEqual(len(err.splitlines()), 2)
+            with socket.socket() as probe:
+                self.assertNotEqual(probe.connect_ex(("127.0.0.1", port)), 0)
+
+    def test_only_this_machine_is_served_unless_asked(self) -> None:
+        for options, told in (
+            ((), "# serving this machine; Ctrl-C stops\n"),
+            (("--host", "0.0.0.0"), "# serving whoever can reach 0.0.0.0; Ctrl-C stops\n"),
+        ):
+            with self.serving(*options) as (child, port):
+                assert child.stderr
+                self.assertEqual(child.stderr.readline(), told)
+                with socket.socket() as probe:  # another address of this machine
+                    refused = probe.connect_ex(("127.0.0.2", port)) != 0
+                if sys.platform == "linux":
+                    self.assertEqual(refused, not options)
+
+    @unittest.skipUnless(Path("/proc/self/stat").exists(), "reads the CPU time from /proc")
+    def test_an_idle_server_uses_no_cpu(self) -> None:
+        with self.serving() as (child, port):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as wire:
+                wire.request("GET", "/")  # all is set up once this is answered
+                wire.getresponse().read()
+            switches = self.wake_ups(child.pid)
+            time.sleep(0.5)
+            self.assertLessEqual(self.wake_ups(child.pid) - switches, 5)
+
+    def wake_ups(self, pid: int) -> int:
+        """How often its threads have begun to wait."""
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+        return sum(int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", t, re.M)[0]) for t in texts)
+
+    @unittest.skipIf(os.name == "nt", "POSIX signals")
+    def test_a_command_is_ended_with_the_sandbox(self) -> None:
+        program = "import time; print('up', flush=True); time.sleep(600)"
+        child = start(sys.executable, SCRIPT, "--exec", sys.executable, "-c", program)
+        assert child.stdout
+        self.assertEqual(child.stdout.readline(), "up\n")
+        child.terminate()
+        out, err = child.communicate(timeout=PATIENCE_S)  # ends when nobody has the pipes open
+        self.assertEqual((child.returncode, out, err), (143, "", ""))
