@@ -157,29 +157,23 @@ class Fault:
             return dataclasses.replace(cls.of(what[len("done+") :]), after=True)
         if what in FAULTS:
             return FAULTS[what]
-        match = re.fullmatch(r"([2-9][0-9]{2})(:(.*))?", what, re.DOTALL)
-        if match and not match[2]:
-            return cls._status(int(match[1]))
+        match = re.match(r"([2-9][0-9]{2})(?::|$)", what)
         if not match and what[:1] not in ("{", "["):
             raise ValueError(
                 f"{what!r} is neither a status (503), STATUS:BODY, a JSON body,"
                 f" nor one of {', '.join(FAULTS)}"
             )
-        status, body = (int(match[1]), match[3]) if match else (200, what)
+        status, body = (int(match[1]), what[match.end() :]) if match else (200, what)
+        if what == str(status):
+            words = HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
+            error = {"message": words, "code": words.lower().replace(" ", "_")}
+            body = json.dumps({"error": error} if status >= 400 else {})
         try:
             json.loads(body)
             kind = "application/json"
         except ValueError:
             kind = "text/plain; charset=utf-8"
         return cls.reply(status, body.encode(), {"Content-Type": kind})
-
-    @classmethod
-    def _status(cls, status: int) -> Fault:
-        if status < 400:
-            return cls.reply(status, {})
-        words = HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
-        error = {"message": words, "code": words.lower().replace(" ", "_")}
-        return cls.reply(status, {"error": error})
 
 
 FAULTS = {
@@ -550,8 +544,6 @@ STYLE = """
    overflow-wrap: anywhere }
  h1 { font-size: 1rem; font-weight: 600; margin: 0; color: var(--soft) }
  h2 { font-size: 1.4rem; line-height: 1.3; margin: 1rem 0 .5rem }
- ul { padding: 0 0 0 1rem; list-style: none; font-size: .85rem; text-align: left }
- li { text-indent: -1rem }
  .amount { font-size: clamp(1.6rem, 9vw, 3rem); font-weight: 700; line-height: 1.2;
    margin: .5rem 0 }
  .soft, footer { color: var(--soft); margin: 0 0 1.5rem }
@@ -597,8 +589,8 @@ def payment_page(books: Books, seen: Seen) -> Answer:
     here = html.escape(f"/pay/{token}")
     allowed = ("GET", "HEAD") if action else ("GET", "HEAD", "POST")
     if seen.method not in allowed:
-        content = f'<h2>Method not allowed</h2><a class="button" href="{here}">See the payment</a>'
-        return page("Method not allowed", content, 405, Allow=", ".join(allowed))
+        problem = Problem(405, "Method not allowed", "method")
+        return Answer.refusal(problem, Allow=", ".join(allowed))
     if seen.method == "POST":
         books.pay(link)
         return page("Paid", "", 303, Location=here)  # a reload sends nothing again
@@ -618,15 +610,16 @@ def payment_page(books: Books, seen: Seen) -> Answer:
     return page(f"Pay {amount}", f'{head}{form}<a class="cancel" href="{here}/cancel">Cancel</a>')
 
 
-def front_page(service: Service, seen: Seen) -> Answer:
-    """What this is, for a browser or for curl."""
-    what = "This stands in for the CacheForge service, so that software can be tested against it."
-    if "text/html" in seen.headers.get("Accept", ""):
-        calls = "".join(f"<li><code>{call}</code></li>" for call in service.routes)
-        content = f'<h2>A sandbox</h2><p class="soft">{what} It answers:</p><ul>{calls}</ul>'
-        return page("What this is", content)
-    lines = ["CacheForge sandbox", what, "No money moves. It answers:", "", *service.routes, ""]
-    return Answer(200, "text/plain; charset=utf-8", ["\n".join(lines).encode()])
+def front_page(service: Service) -> Answer:
+    """What this is."""
+    lines = (
+        "CacheForge sandbox",
+        "This stands in for the CacheForge service, so that software can be tested against it.",
+        "No money moves. It answers:",
+        "",
+        *service.routes,
+    )
+    return Answer(200, "text/plain; charset=utf-8", ["".join(f"{s}\n" for s in lines).encode()])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -727,6 +720,11 @@ class Server(ThreadingHTTPServer):
     sandbox: Sandbox
     tls: ssl.SSLContext | None = None
 
+    def __init__(self, host: str, port: int) -> None:
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), Handler)
+
     def server_bind(self) -> None:
         """Bind, without http.server's search for a host name that nobody needs."""
         socketserver.TCPServer.server_bind(self)
@@ -770,7 +768,7 @@ class Sandbox:
         self._arrival = threading.Condition()
         self._faults: dict[str, list[Fault]] = {}
         try:
-            self._server = Server((host, port), Handler)
+            self._server = Server(host, port)
         except (OSError, OverflowError) as error:
             code = getattr(error, "errno", errno.EINVAL)
             why = getattr(error, "strerror", "the highest is 65535")
@@ -790,8 +788,6 @@ class Sandbox:
 
     def close(self) -> None:
         """Stop serving and free the port."""
-        if self.closing.is_set():
-            return
         self.closing.set()
         if self._thread.is_alive():
             with contextlib.suppress(OSError):  # a connection wakes it from its wait
@@ -812,14 +808,14 @@ class Sandbox:
     @property
     def _address(self) -> tuple[str, int]:
         host, port = self._server.server_address[:2]
-        return "127.0.0.1" if host == "0.0.0.0" else str(host), port
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host)), port
 
     @property
     def url(self) -> str:
         """The base URL."""
         scheme = "https" if self._server.tls else "http"
         host, port = self._address
-        return f"{scheme}://{host}:{port}"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -894,7 +890,7 @@ class Sandbox:
     def answer(self, seen: Seen) -> Answer:
         """The honest answer."""
         if seen.call in ("GET /", "HEAD /"):
-            return front_page(self.service, seen)
+            return front_page(self.service)
         if seen.path.startswith("/pay/"):
             return payment_page(self.books, seen)
         scheme, _, here = self.url.partition("://")
@@ -1090,9 +1086,9 @@ def serve(box: Sandbox, open_to: str) -> int:
     try:
         for name in ("SIGINT", "SIGTERM"):  # a shell starts what is in the background deaf to it
             signal.signal(getattr(signal, name), signal.default_int_handler)
+        print(f"# serving {open_to}; Ctrl-C stops", file=sys.stderr, flush=True)
         for variable, value in box.env.items():
             print(f"export {variable}={value}", flush=True)
-        print(f"# serving {open_to}; Ctrl-C stops", file=sys.stderr, flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
@@ -1135,7 +1131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with box:
         if not options.serve:
             return run_inside(box, options.command)
-        local = host in ("127.0.0.1", "localhost")
+        local = host in ("127.0.0.1", "::1", "localhost")
         return serve(box, "this machine" if local else f"whoever can reach {host}")
 
 
