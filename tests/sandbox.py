@@ -642,8 +642,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             body = self._read_body()
         except Problem as problem:
-            self.close_connection = True
-            refusal = Answer.refusal(problem)
+            refusal = Answer.refusal(problem, Connection="close")
         seen = Seen(self.command, path, self.headers, body)
         box.record(seen)
         fault = box.next_fault(seen.call)
@@ -680,7 +679,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(sum(map(len, answer.parts))))
         self.send_header("X-Request-Id", f"req_{secrets.token_hex(6)}")
         for name, value in answer.headers.items():
-            self.send_header(name.replace("_", "-"), value)
+            self.send_header(name, value)
         self.end_headers()
         for part in answer.parts if self.command != "HEAD" else ():
             self.wfile.write(part)
@@ -1011,18 +1010,18 @@ def make_parser() -> argparse.ArgumentParser:
         "--port",
         "PORT",
         matching(number, "a port, such as 8402", int),
-        "for --serve (one that is free)",
+        "for --serve (default: any that is free)",
     )
-    add("--host", "HOST", str, "0.0.0.0 serves anybody (127.0.0.1, this machine only)")
-    add("--balance", "USD", dollars, "opening balance (12.34)", "12.34")
-    add("--key", "KEY", str, f"the API key that is valid ({DEFAULT_KEY})", DEFAULT_KEY)
+    add("--host", "HOST", str, "0.0.0.0 serves anybody (default 127.0.0.1: only this machine)")
+    add("--balance", "USD", dollars, "opening balance (default 12.34)", "12.34")
+    add("--key", "KEY", str, f"the API key (default {DEFAULT_KEY})", DEFAULT_KEY)
     switch("--card", "a card is saved")
     add("--rule", "THRESHOLD_CENTS:AMOUNT_CENTS", cents, "auto top-up is on")
     add("--upstream", "KIND[=URL]", kind, "the provider is set")
     add("--keys", "N", matching(number, "a number, such as 3", int), "N more API keys", 0)
     add("--tenant", "NAME", str, "the tenant's name", "Sandbox Inc.")
     add("--status", "WORD", str, "the tenant's status", "active")
-    add("--pay-after", "SECONDS", seconds, "somebody pays each link so long after it was made")
+    add("--pay-after", "SECONDS", seconds, "somebody pays each link that long after it was made")
     parser.add_argument(
         "--fault",
         metavar="CALL=WHAT",
@@ -1035,8 +1034,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--show-keys",
         choices=KEY_LISTS,
         default="plain",
-        help="how keys are listed: with a prefix, a masked one, none, without revokedAt, or"
-        " without those that are revoked",
+        help="list keys with their prefix (the default), a masked one, none at all, without"
+        " revokedAt, or without those that are revoked",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
