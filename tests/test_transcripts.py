@@ -123,6 +123,8 @@ def on_terminal(line: str, folder: str, columns: int, typed: str) -> Result:
         stdin=slave, stdout=slave, stderr=slave, env=shell_env(folder), start_new_session=True,
     )  # fmt: skip
     os.close(slave)
+    rescue = threading.Timer(PATIENCE_S / 3, os.killpg, (child.pid, signal.SIGKILL))
+    rescue.start()
     screen = b""
     with contextlib.suppress(OSError):  # EIO is the end
         while block := os.read(master, 65536):
@@ -130,6 +132,7 @@ def on_terminal(line: str, folder: str, columns: int, typed: str) -> Result:
             if typed and re.search(rb"(: |\] |left )$", screen):
                 os.write(master, b"\x03" if typed == "^C" else typed.encode() + b"\n")
                 typed = ""
+    rescue.cancel()
     os.close(master)
     shown = screen.replace(b"\r\n", b"\n").replace(b"\r", "␍".encode())
     code = child.wait(PATIENCE_S)
