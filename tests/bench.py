@@ -143,19 +143,19 @@ def starts(env: dict[str, str], ours: Sequence[str], rounds: int) -> Iterator[Fi
         commands = [[*ours, "balance"], [python, str(floor), "balance"]]
         runs = in_turn(commands, env, rounds)
         memory = compare_memory("`balance`, peak memory", commands, env, "1.05")
-    yield compare("`balance`, CPU", runs, "cpu_ms", "ms", "1.00, at most 1.05")
-    yield compare("`balance`, wall", runs, "wall_ms", "ms", "1.00, at most 1.05")
+    yield compare("`balance`, CPU", runs, "cpu_ms", "ms", "1.00 on 3.13, else 1.08")
+    yield compare("`balance`, wall", runs, "wall_ms", "ms", "1.00 on 3.13, else 1.08")
     yield memory
     nobody = {name: value for name, value in env.items() if name != "CACHEFORGE_API_KEY"}
     bare = [python, "-c", "import argparse"]
-    for name, argv, its_env in (
-        ("`--help`", ["--help"], env),
-        ("`--version`", ["--version"], env),
-        ("a usage error", ["topup", "--amount", "ten"], env),
-        ("a missing key", ["balance"], nobody),
+    for name, argv, its_env, goal in (
+        ("`--help`", ["--help"], env, "1.80"),
+        ("`--version`", ["--version"], env, "1.80"),
+        ("a usage error", ["topup", "--amount", "ten"], env, "1.65"),
+        ("a missing key", ["balance"], nobody, "1.65"),
     ):
         runs = in_turn([[*ours, *argv], bare], its_env, rounds)
-        yield compare(f"{name}, CPU", runs, "cpu_ms", "ms", "1.25")
+        yield compare(f"{name}, CPU", runs, "cpu_ms", "ms", goal)
 
 
 def sizes(env: dict[str, str], ours: Sequence[str]) -> Iterator[Figure]:
@@ -181,7 +181,7 @@ def reading(ours: Sequence[str]) -> Figure:
 def many_keys(ours: Sequence[str], rounds: int) -> Iterator[Figure]:
     """`keys` on lists of three sizes, beside json.loads of the same reply."""
     for count in (10, 1_000, 100_000):
-        limits = ("3", "2") if count == 100_000 else ("linear", "linear")
+        limits = ("8", "2") if count == 100_000 else ("linear", "linear")
         with Sandbox() as box, tempfile.TemporaryDirectory() as folder:
             books = box.books
             books.keys += [
@@ -202,9 +202,9 @@ def many_keys(ours: Sequence[str], rounds: int) -> Iterator[Figure]:
 def looks(wait_s: float) -> list[float]:
     """The seconds at which one wait looks at the balance, by the tool's own schedule."""
     at, times = 0.0, [0.0]
-    end = ops.wait_end_s(wait_s)
-    while at < end:
-        at = min(end, at + ops.poll_gap_s(at, len(times) - 1))
+    last = wait_s - min(1.0, wait_s / 10)
+    while at < last:
+        at = min(last, at + ops.poll_gap_s(at))
         times.append(at)
     return times
 
@@ -244,7 +244,7 @@ def retried_reads(agents: int) -> Counter[int]:
     tries: Counter[int] = Counter()
     for _ in range(agents):
         at = 0.0
-        for attempt in range(ops.READ_ATTEMPTS - 1):
+        for attempt in range(1, ops.READ_ATTEMPTS):
             at += ops.retry_delay_s(attempt, None)
             tries[int(at)] += 1
     return tries

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import unittest
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +27,17 @@ import ops  # noqa: E402
 from sandbox import DEFAULT_KEY, Fault, Sandbox, Seen  # noqa: E402
 
 __all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Result", "Sandbox", "SandboxTest"]
-__all__ += ["Seen", "base_env", "call_ops", "ops", "run", "run_ops", "start"]
+__all__ += [
+    "JumpingClock",
+    "QuickClock",
+    "Seen",
+    "base_env",
+    "call_on",
+    "call_ops",
+    "end",
+    "next_words",
+]
+__all__ += ["ops", "run", "run_ops", "start"]
 
 PATIENCE_S = 60
 
@@ -81,7 +95,7 @@ def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
 
 
 def start(*command: str, **env: str) -> subprocess.Popen[str]:
-    """Start a command, to be watched, signalled and ended by the test."""
+    """Start a command, to be watched, signalled and ended by the test; see SandboxTest.start."""
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -91,28 +105,109 @@ def start(*command: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-class QuickConsole(ops.Console):
-    """The real console on a clock that jumps instead of waiting."""
+def end(child: subprocess.Popen[Any]) -> None:
+    """End a child, whatever state it is in, and close its pipes."""
+    child.kill()
+    child.wait(PATIENCE_S)
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream:
+            with contextlib.suppress(OSError):
+                stream.close()
 
-    slept_s = 0.0
+
+def next_words(line: str) -> list[str]:
+    """The words after `python3 …/ops.py` in a command line that is meant to be pasted."""
+    # a Windows shell knows no backslash escapes, and quotes with " alone
+    words = shlex.split(line.replace("\\", "/") if os.name == "nt" else line)
+    python = "python" if os.name == "nt" else "python3"
+    if words[:2] != [python, OPS.as_posix()]:
+        raise AssertionError(f"does not start this program: {line}")
+    return words[2:]
+
+
+# OLD OPS.PY, delete: it has a Console for a clock, so give it a Clock
+if hasattr(ops, "Console") and not hasattr(ops, "Clock"):
+    import time
+
+    class _Clock:
+        def now(self) -> float:
+            return time.monotonic()
+
+        def sleep(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    class _Console(ops.Console):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._clock = ops.Clock()
+
+        def now(self) -> float:
+            return self._clock.now()
+
+        def sleep(self, seconds: float) -> None:
+            self._clock.sleep(seconds)
+
+    ops.Clock, ops.Console = _Clock, _Console
+# OLD OPS.PY, end
+
+if not hasattr(ops, "Clock"):
+    raise ImportError("ops.Clock is gone: without it the tests would wait for real")
+
+
+class QuickClock(ops.Clock):
+    """Real time, plus all that was slept, which takes no time."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
 
     def now(self) -> float:
-        """The real time, plus all that was slept."""
-        return super().now() + self.slept_s
+        """The real time, moved on by what was slept."""
+        return super().now() + sum(self.slept)
 
     def sleep(self, seconds: float) -> None:
         """Jump."""
-        self.slept_s += seconds
+        self.slept.append(seconds)
+
+
+class JumpingClock(QuickClock):
+    """Time passes by sleeping alone, so that every second is told exactly; for services that
+    answer at once. `events` are called when so much was slept."""
+
+    def __init__(self, events: Mapping[float, Callable[[], object]] | None = None) -> None:
+        super().__init__()
+        self._due = sorted((events or {}).items(), key=lambda event: event[0])
+
+    @property
+    def passed_s(self) -> float:
+        """What was slept."""
+        return math.fsum(self.slept)
+
+    def now(self) -> float:
+        """The seconds slept."""
+        return 1000 + self.passed_s
+
+    def sleep(self, seconds: float) -> None:
+        """Jump, and let happen what is due."""
+        super().sleep(seconds)
+        while self._due and self.passed_s >= self._due[0][0]:
+            self._due.pop(0)[1]()
 
 
 def call_ops(*argv: str, stdin: str = "", **env: str) -> Result:
     """Call ops.py's `main` in this process: the same road, without the start."""
+    return call_on(QuickClock(), *argv, stdin=stdin, **env)
+
+
+def call_on(
+    clock: ops.Clock, *argv: str, stdin: str = "", program: str = str(OPS), **env: str
+) -> Result:
+    """The same on a clock of one's own."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, base_env(**env), clear=True))
-        stack.enter_context(mock.patch.object(sys, "argv", [str(OPS), *argv]))
+        stack.enter_context(mock.patch.object(sys, "argv", [program, *argv]))
         stack.enter_context(mock.patch.object(sys, "stdin", io.StringIO(stdin)))
-        stack.enter_context(mock.patch.object(ops, "Console", QuickConsole))
+        stack.enter_context(mock.patch.object(ops, "Clock", lambda: clock))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         exit_code = ops.main(list(argv))
@@ -139,6 +234,12 @@ class SandboxTest(unittest.TestCase):
         """Run ops.py against the sandbox as a process."""
         return run_ops(*argv, stdin=stdin, **{**self.box.env, **env})
 
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command against the sandbox; it does not outlive the test."""
+        child = start(*command, **{**self.box.env, **env})
+        self.addCleanup(end, child)
+        return child
+
     def ok(self, *argv: str, stdin: str = "", **env: str) -> Result:
         """Run ops.py against the sandbox; it must succeed and say nothing on stderr."""
         result = self.ops(*argv, stdin=stdin, **env)
@@ -152,6 +253,21 @@ class SandboxTest(unittest.TestCase):
         self.assertNotEqual(result.err, "")
         self.assertNotIn("Traceback", result.err)
         return result
+
+    @contextlib.contextmanager
+    def after_a_write(self, call: str, *faults: Fault) -> Iterator[threading.Event]:
+        """Answer this call so, but only once something was written; the event tells of it."""
+        record, arrived = self.box.record, threading.Event()
+
+        def recorded(seen: Seen) -> None:
+            record(seen)
+            if seen.method != "GET":
+                self.box.script(call, *faults)
+            elif seen.call == call and self.box.writes:
+                arrived.set()
+
+        with mock.patch.object(self.box, "record", recorded):
+            yield arrived
 
     def save_card(self) -> None:
         """Let the account have a saved card."""

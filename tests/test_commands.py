@@ -1,479 +1,400 @@
-"""Commands: every verb on the sandbox; what it says, and what the sandbox saw."""
+"""Commands: what each one reports and sends, on every kind of account."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-import unittest
+import shlex
+from typing import Any
+from unittest import mock
+from urllib.parse import unquote
 
-from support import DEFAULT_KEY, OPS, Fault, SandboxTest, ops
+from contract import ContractTest, next_commands, objects, rows
+from support import DEFAULT_KEY, Fault
 
-OFF = {"enabled": False, "threshold_cents": 0, "amount_cents": 0}
-RULE = {"enabled": True, "threshold_cents": 250, "amount_cents": 1050}
+BILLING = "GET /v1/account/billing"
+TOPUP = "POST /v1/account/billing/topup"
+SET_RULE = "PATCH /v1/account/billing/auto-topup"
+SET_UPSTREAM = "POST /v1/account/upstream"
+UPSTREAM = "GET /v1/account/upstream"
+KEYS = "GET /v1/account/keys"
+CREATE = "POST /v1/account/keys"
+REVOKE = "POST /v1/account/keys/key_2/revoke"
 ENABLE = ("auto-topup", "--enable", "--threshold", "250", "--amount", "1050")
+STORED_RULE = {"enabled": True, "thresholdCents": 250, "amountCents": 1050}
+RULE = {"enabled": True, "threshold_cents": 250, "amount_cents": 1050}
 
 
-class Published(SandboxTest):
-    """The spellings that may never stop working, each as a process, on text and JSON."""
-
-    def both(self, *argv: str) -> None:
-        for extra in ((), ("--json",)):
-            with self.subTest(argv=argv, extra=extra):
-                result = self.process(*argv, *extra)
-                self.assertEqual(result.exit, 0, result)
-                self.assertTrue(result.json if extra else result.out)
-
-    def test_balance(self) -> None:
-        self.both("balance")
-
-    def test_topup(self) -> None:
-        self.both("topup", "--amount", "10")
-        self.both("topup", "--amount", "10", "--method", "crypto")
-
-    def test_auto_topup(self) -> None:
+class Published(ContractTest):
+    def test_every_published_spelling_works_in_text_and_json(self) -> None:
         self.save_card()
-        self.both("auto-topup", "--enable", "--threshold", "200", "--amount", "1000")
-        self.both("auto-topup", "--disable")
+        for line in (
+            "balance",
+            "topup --amount 10",
+            "topup --amount 10 --method crypto",
+            "auto-topup --enable --threshold 200 --amount 1000",
+            "auto-topup --disable",
+            "upstream",
+            "upstream --set --kind openrouter --api-key sk-or-v1-abcdef",
+            "upstream --set --kind custom --api-key sk-x --base-url https://llm.example.com",
+            "keys",
+            "keys --create",
+            "info",
+        ):
+            with self.subTest(line):
+                text = self.process(*line.split())
+                self.assertEqual(text.exit, 0, text)
+                self.assertTrue(text.out)
+                as_json = self.ops(*line.split(), "--json")
+                self.assertEqual((as_json.exit, len(objects(as_json.out))), (0, 1), as_json)
+                objects(as_json.err)
 
-    def test_upstream(self) -> None:
-        self.both("upstream")
-        self.both("upstream", "--set", "--kind", "openrouter", "--api-key", "sk-or-v1-abcdef")
 
-    def test_keys(self) -> None:
-        self.both("keys")
-        self.both("keys", "--create")
-
-    def test_info(self) -> None:
-        self.both("info")
-
-
-class Balance(SandboxTest):
-    def test_text(self) -> None:
-        self.assertEqual(
-            self.ok("balance").out,
-            "Balance       $12.34\nAuto top-up   off\nSaved card    no\n",
-        )
-
-    def test_text_with_a_rule(self) -> None:
-        self.save_card()
-        self.ok(*ENABLE)
-        self.assertIn("Auto top-up   add $10.50 when below $2.50\n", self.ok("balance").out)
-
-    def test_json(self) -> None:
-        self.assertEqual(
-            self.ok("balance", "--json").json,
-            {
-                "balance_microusd": 12_340_000,
-                "balance_usd": "12.34",
-                "funded": True,
-                "auto_topup": OFF,
-                "card_saved": False,
-                "next": None,
-            },
-        )
-
-    def test_without_credit_the_next_step_can_be_pasted(self) -> None:
-        for microusd in (-12_340_000, -1):
-            self.box.books.credit("spent", microusd)
-            self.assertIn("topup --amount 10", self.ok("balance").out.splitlines()[-1])
-            found = self.ok("balance", "--json").json
-            self.assertEqual(found["next"], f"python3 {OPS} topup --amount 10")
-            self.assertIs(found["funded"], False)
-        self.assertEqual(found["balance_usd"], "-0.000001")
-        self.assertNotIn("Short by", self.ok("balance").out)
-
-    def test_the_smallest_credit_is_credit(self) -> None:
-        self.box.books.credit("spent", -12_340_000 + 1)
+class Balance(ContractTest):
+    def test_it_tells_balance_rule_and_card(self) -> None:
         found = self.ok("balance", "--json").json
-        self.assertEqual((found["funded"], found["next"]), (True, None))
-        lines = self.ok("balance", FORCE_COLOR="1").out.splitlines()
-        self.assertEqual(lines[0], "Balance       \x1b[1;32m$0.00\x1b[0m")
-        self.assertEqual(lines[1:], ["Auto top-up   off", "Saved card    no"])
-        self.box.books.credit("spent", -1)
-        self.assertIn("\x1b[1;31m$0.00", self.ok("balance", FORCE_COLOR="1").out)
+        self.has(found, balance_microusd=12_340_000, balance_usd="12.34", funded=True)
+        self.has(found, card_saved=False, next=None)
+        shown = rows(self.ok("balance").out)
+        self.assertEqual((shown["Balance"], shown["Saved card"]), ("$12.34", "no"))
+        self.save_card()
+        self.box.books.auto_topup = STORED_RULE
+        self.has(self.ok("balance", "--json").json, card_saved=True, auto_topup=RULE)
+        shown = rows(self.ok("balance").out)
+        self.assertEqual(shown["Saved card"], "yes")
+        self.assertEqual(shown["Auto top-up"], "add $10.50 when below $2.50")
 
-    def test_a_trailing_slash_or_v1_in_the_base_url_means_the_same(self) -> None:
-        for tail in ("/", "/v1", "/v1/"):
-            self.ok("balance", CACHEFORGE_BASE_URL=self.box.url + tail)
-        self.assertEqual(set(self.box.calls()), {"GET /v1/account/billing"})
+    def test_without_credit_the_next_step_makes_a_link(self) -> None:
+        for spent_microusd in (12_340_000, 1):
+            self.box.books.credit("spent", -spent_microusd)
+            for extra in ((), ("--json",)):
+                self.assertEqual(self.follow(self.ok("balance", *extra)).exit, 0)
+        self.assertEqual(len(self.box.books.links), 4)
+        self.has(self.ok("balance", "--json").json, funded=False, balance_usd="-0.000001")
 
     def test_what_is_sent(self) -> None:
         self.ok("balance")
         (seen,) = self.box.requests
+        self.assertEqual((seen.call, seen.body), (BILLING, b""))
         self.assertEqual(seen.headers["Authorization"], f"Bearer {DEFAULT_KEY}")
         self.assertRegex(seen.headers["User-Agent"], r"^cacheforge-ops/\d")
-        self.assertEqual(seen.body, b"")
-        self.assertNotIn("Content-Type", seen.headers)
-        self.ok("topup")
-        seen = self.box.requests[1]
-        self.assertEqual(seen.headers["Content-Type"], "application/json")
-        self.assertEqual(seen.headers["Accept"], "application/json")
 
 
-class TopUp(SandboxTest):
-    def test_the_amount_goes_out_in_whole_dollars(self) -> None:
+class TopUp(ContractTest):
+    def test_a_link_is_made_for_whole_dollars_and_charges_nothing(self) -> None:
         for text, amount_usd in (("25", 25), ("25usd", 25), ("2500c", 25)):
             self.ok("topup", "--amount", text)
             body = self.box.writes[-1].json
             self.assertEqual(body, {"amountUsd": amount_usd, "method": "stripe"})
+        self.ok("topup")
+        self.assertEqual(self.box.writes[-1].json, {"amountUsd": 10, "method": "stripe"})
+        self.assertEqual(self.box.books.balance_microusd, 12_340_000)
 
     def test_json_has_a_sentence_for_the_payer(self) -> None:
         found = self.ok("topup", "--amount", "25", "--method", "crypto", "--json").json
-        host = self.box.url[len("http://") :]
-        self.assertEqual((found["amount_usd"], found["method"]), (25, "crypto"))
-        self.assertEqual(found["payment_host"], host)
-        for part in ("$25.00", "crypto", host, "nothing is charged", found["payment_url"]):
-            self.assertIn(part, found["message"])
-
-    def test_text_has_the_link_alone_on_a_line(self) -> None:
-        lines = self.ok("topup").out.splitlines()
         (token,) = self.box.books.links
-        self.assertEqual(lines[1], f"{self.box.url}/pay/{token}")
+        url, host = f"{self.box.url}/pay/{token}", self.box.url[len("http://") :]
+        self.has(found, amount_usd=25, method="crypto", payment_url=url, payment_host=host)
+        for fact in ("$25", "crypto", host, url):
+            self.assertIn(fact, found["message"])
 
-    def test_too_little_for_the_service_is_refused_by_it(self) -> None:
-        self.assertIn("at least 10", self.fails(1, "topup", "--amount", "9").err)
+    def test_text_has_the_link_alone_on_a_line_with_its_amount_and_method(self) -> None:
+        for method, word, other in (
+            ("stripe", "card|stripe", "crypto"),
+            ("crypto", "crypto", "by card|stripe"),
+        ):
+            out = self.ok("topup", "--amount", "25", "--method", method).out
+            link = f"{self.box.url}/pay/{list(self.box.books.links)[-1]}"
+            self.assertIn(link, out.splitlines())
+            told = out.replace(link, "").lower()
+            self.assertIn("$25", told)
+            self.assertRegex(told, word)
+            self.assertNotRegex(told, other)
 
-    def test_the_cap_can_be_moved(self) -> None:
-        self.ok("topup", "--amount", "600", CACHEFORGE_MAX_TOPUP_USD="600")
-        self.fails(2, "topup", "--amount", "11", CACHEFORGE_MAX_TOPUP_USD="10")
-        self.assertEqual(len(self.box.books.links), 1)
-
-    def test_making_a_link_charges_nothing(self) -> None:
-        self.ok("topup")
-        self.assertEqual(self.box.books.balance_microusd, 12_340_000)
+    def test_too_little_for_the_service_is_refused_by_it_and_told_in_dollars(self) -> None:
+        self.assertRegex(self.fails(1, "topup", "--amount", "9").err, r"\$(9|10)\b")
 
 
-class AutoTopup(SandboxTest):
+class AutoTopup(ContractTest):
     def test_without_a_flag_it_only_shows(self) -> None:
         found = self.ok("auto-topup", "--json").json
-        self.assertEqual(found["auto_topup"], OFF)
-        self.assertNotIn("message", found)
+        self.has(found, balance_microusd=12_340_000, balance_usd="12.34", card_saved=False)
+        self.has(found, charges_now=False, message=None)
+        self.assertFalse(found["auto_topup"]["enabled"])
         self.assertEqual(self.box.writes, [])
 
-    def test_enabling_stores_cents_and_shows_what_is_stored(self) -> None:
+    def test_enabling_sends_cents_and_shows_what_is_stored_in_dollars(self) -> None:
         self.save_card()
-        result = self.ok(*ENABLE, "--json").json
-        self.assertIn("may now charge the saved card $10.50", self.ok(*ENABLE).out)
-        self.assertEqual(
-            self.box.writes[0].json,
-            {"enabled": True, "thresholdCents": 250, "amountCents": 1050},
-        )
-        self.assertEqual(self.box.calls()[-1], "GET /v1/account/billing")
-        self.assertEqual(
-            result,
-            {
-                "auto_topup": RULE,
-                "balance_microusd": 12_340_000,
-                "balance_usd": "12.34",
-                "card_saved": True,
-                "charges_now": False,
-                "message": "The service may now charge the saved card $10.50"
-                " each time the balance falls below $2.50.",
-            },
-        )
+        found = self.ok(*ENABLE, "--json").json
+        self.assertEqual(self.box.writes[0].json, STORED_RULE)
+        self.has(found, auto_topup=RULE, card_saved=True, charges_now=False)
+        for shown in (found["message"], self.ok(*ENABLE).out, self.ok("auto-topup").out):
+            for amount in ("$10.50", "$2.50"):
+                self.assertIn(amount, shown)
+        self.ok("auto-topup", "--enable")
+        self.has(self.box.writes[-1].json, enabled=True, thresholdCents=200, amountCents=1000)
 
-    def test_dollars_with_their_unit(self) -> None:
-        self.save_card()
-        self.ok("auto-topup", "--enable", "--threshold", "2usd", "--amount", "20usd")
-        self.assertEqual(self.box.books.auto_topup["thresholdCents"], 200)
-        self.assertEqual(self.box.books.auto_topup["amountCents"], 2000)
+    def test_disabling(self) -> None:
+        self.box.books.auto_topup = STORED_RULE
+        found = self.ok("auto-topup", "--disable", "--json").json
+        self.assertEqual(self.box.writes[0].json, {"enabled": False})
+        self.assertFalse(found["auto_topup"]["enabled"])
+        self.assertIsNone(found["message"])
 
-    def test_it_says_when_the_balance_is_already_below(self) -> None:
-        self.save_card()
-        self.box.books.credit("spent", -12_000_000)
-        result = self.ok(*ENABLE)
-        self.assertIn("below that already", result.out)
-        self.assertIs(self.ok("auto-topup", "--json").json["charges_now"], True)
-        for missing_microusd, charges_now in ((2_500_000 - 340_000, False), (-1, True)):
-            self.box.books.credit("to the threshold, and just below", missing_microusd)
+    def test_a_charge_is_near_only_with_a_rule_a_card_and_a_balance_below(self) -> None:
+        for rule, card, balance_microusd, charges_now in (
+            (STORED_RULE, True, 2_499_999, True),
+            (STORED_RULE, True, 2_500_000, False),
+            (STORED_RULE, False, 2_499_999, False),
+            ({**STORED_RULE, "enabled": False}, True, 2_499_999, False),
+        ):
+            self.box.books.auto_topup, self.box.books.card_saved = rule, card
+            self.box.books.ledger[:] = [("now", balance_microusd)]
             found = self.ok("auto-topup", "--json").json
             self.assertIs(found["charges_now"], charges_now)
 
-    def test_disabling(self) -> None:
-        self.save_card()
-        self.ok(*ENABLE)
-        self.ok("auto-topup", "--disable")
-        self.assertEqual(self.box.writes[-1].json, {"enabled": False})
-        self.assertEqual(self.box.books.auto_topup, {"enabled": False})
-
-    def test_without_a_card_the_service_refuses(self) -> None:
+    def test_without_a_card_the_services_reason_is_told(self) -> None:
         self.assertIn("saved card", self.fails(1, *ENABLE).err)
 
-    def test_a_stored_rule_that_differs_is_no_success(self) -> None:
+
+class SettingsThatDidNotTake(ContractTest):
+    """What is stored afterwards decides, whichever part of a setting it is."""
+
+    cases = (
+        # command, what it changes, what is stored in its place
+        (ENABLE, {**STORED_RULE, "thresholdCents": 300}, "$3.00"),
+        (ENABLE, {**STORED_RULE, "amountCents": 700}, "$7.00"),
+        (("auto-topup", "--disable"), {**STORED_RULE, "amountCents": 700}, "$7.00"),
+        (("upstream", "--set", "--kind", "openrouter"), None, "anthropic"),
+        (("upstream", "--set", "--base-url", "https://b.example"), None, "a.example"),
+    )
+
+    def test_it_is_told_after_a_yes_and_safe_to_repeat_after_a_lost_answer(self) -> None:
         self.save_card()
-        ok = Fault.reply(200, {"ok": True})
-        self.box.script("PATCH /v1/account/billing/auto-topup", ok)  # says yes, stores nothing
-        result = self.fails(6, *ENABLE)
-        self.assertIn("differs", result.err)
-        self.assertIn("auto-topup", result.err.splitlines()[-1])
+        self.box.books.upstream = {"kind": "anthropic", "baseUrl": "https://a.example"}
+        for argv, rule, stored in self.cases:
+            self.box.books.auto_topup = rule or {"enabled": False}
+            call = SET_RULE if rule else SET_UPSTREAM
+            for fault, exit_code in (
+                (Fault.reply(200, {"ok": True}), 1),
+                (Fault.reply(200, {"error": "the moon is full"}), 1),
+                (Fault(), 5),
+            ):
+                with self.subTest(argv=argv, fault=fault):
+                    del self.box.requests[:]
+                    self.box.script(call, fault)
+                    result = self.fails(exit_code, *argv, "--json")
+                    self.assertEqual(self.box.calls("POST", "PATCH"), [call])
+                    self.assertIs(result.error["retryable"], exit_code == 5)
+                    if exit_code == 1:
+                        reason = "the moon is full" if b"moon" in fault.raw else stored
+                        self.assertIn(reason, result.err)
 
-    def test_a_rule_that_cannot_be_read_back_is_uncertain(self) -> None:
-        self.save_card()
-        self.box.script("GET /v1/account/billing", Fault.reply(500, {"error": "down"}))
-        self.assertIn("cannot be read back", self.fails(6, *ENABLE).err)
+    def test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter(self) -> None:
+        for asked, stored, exit_code in (
+            ("https://LLM.Example.com/V1", "https://llm.example.com/V1", 0),
+            ("https://llm.example.com/V1", "https://llm.example.com/v1", 1),
+            ("https://llm.example.com/V1", "https://llm.example.com/V1?x", 1),
+        ):
+            reply = {"configured": True, "upstream": {"kind": "custom", "baseUrl": stored}}
+            self.service_says(UPSTREAM, reply)
+            self.service_says(SET_UPSTREAM, {"ok": True})
+            result = self.ops("upstream", "--set", "--kind", "custom", "--base-url", asked)
+            self.assertEqual(result.exit, exit_code, result)
+        long = "https://llm.example.com/" + "x" * 500
+        self.box.service.routes[UPSTREAM] = lambda body: {
+            "configured": True,
+            "upstream": {"kind": "custom", "baseUrl": long + "2"},
+        }
+        self.assertNotEqual(self.ops("upstream", "--set", "--base-url", long + "1").exit, 0)
 
 
-class Upstream(SandboxTest):
+class Upstream(ContractTest):
     def test_nothing_set(self) -> None:
-        self.assertEqual(
-            self.ok("upstream", "--json").json,
-            {"configured": False, "kind": None, "base_url": None},
-        )
-        self.assertEqual(self.ok("upstream").out, "Upstream   not configured\n")
-
-    def test_text(self) -> None:
-        result = self.ok("upstream", "--set", "--kind", "anthropic")
-        self.assertIn("Set, and read back", result.out)
-        self.assertEqual(self.ok("upstream").out, "Upstream   anthropic\n")
-        self.ok("upstream", "--set", "--base-url", "https://llm.example.com")
-        self.assertEqual(
-            self.ok("upstream").out,
-            "Upstream   anthropic\nBase URL   https://llm.example.com\n",
-        )
+        found = self.ok("upstream", "--json").json
+        self.has(found, configured=False, kind=None, base_url=None)
+        self.assertIn("not configured", self.ok("upstream").out)
 
     def test_parts_are_set_one_by_one(self) -> None:
         self.ok("upstream", "--set", "--kind", "anthropic")
         self.ok("upstream", "--set", "--api-key-env", "THEIRS", THEIRS="sk-ant-12345678")
-        self.ok("upstream", "--set", "--base-url", "https://llm.example.com/")
-        self.assertEqual(
-            self.box.books.upstream,
-            {
-                "kind": "anthropic",
-                "apiKey": "sk-ant-12345678",
-                "baseUrl": "https://llm.example.com/",
-            },
-        )
-        self.assertEqual(
-            self.ok("upstream", "--json").json,
-            {"configured": True, "kind": "anthropic", "base_url": "https://llm.example.com/"},
-        )
+        self.ok("upstream", "--set", "--base-url", "https://llm.example.com/x")
+        stored = {"kind": "anthropic", "baseUrl": "https://llm.example.com/x"}
+        self.assertEqual(self.box.books.upstream, {**stored, "apiKey": "sk-ant-12345678"})
+        found = self.ok("upstream", "--json").json
+        self.has(found, configured=True, kind="anthropic", base_url=stored["baseUrl"])
+        shown = self.ok("upstream").out
+        for fact in stored.values():
+            self.assertIn(fact, shown)
 
-    def test_openai_is_sent_as_the_api_knows_it(self) -> None:
-        result = self.ops("upstream", "--set", "--kind", "openai")
-        self.assertIn("set as custom", result.err)
-        body = self.box.writes[0].json
-        self.assertEqual((body["kind"], body["baseUrl"]), ("custom", "https://api.openai.com"))
-
-    def test_the_providers_key_is_never_shown(self) -> None:
-        secret = "sk-or-v1-Sup3rS3cret"
-        argv = ("upstream", "--set", "--kind", "openrouter", "--api-key", secret, "--verbose")
-        result = self.ops(*argv)
-        self.assertEqual(result.exit, 0)
-        self.assertNotIn(secret, result.out + result.err)
-
-    def test_a_stored_provider_that_differs_is_no_success(self) -> None:
-        self.ok("upstream", "--set", "--kind", "anthropic")
-        self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
-        self.assertIn("differs", self.fails(6, "upstream", "--set", "--kind", "openrouter").err)
-        self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
-        argv = ("upstream", "--set", "--base-url", "https://llm.example.com")
-        self.assertIn("differs", self.fails(6, *argv).err)
-        self.ok("upstream", "--set", "--base-url", "https://zzz.example.com")
-        self.box.script("POST /v1/account/upstream", Fault.reply(200, {"ok": True}))
-        self.assertIn("differs", self.fails(6, *argv).err)
-
-
-class Keys(SandboxTest):
-    def add_key(self) -> str:
-        self.ok("keys", "--create")
-        return self.box.books.keys[-1].id
-
-    def test_text(self) -> None:
-        lines = self.ok("keys").out.splitlines()
-        self.assertEqual(lines[0].split(), ["ID", "Prefix", "Created", "State", "Label"])
-        self.assertRegex(lines[1], "2026-01-02 03:04  active, in use here  sandbox$")
-
-    def test_json(self) -> None:
-        (key,) = self.ok("keys", "--json").json["keys"]
-        self.assertRegex(key.pop("last_used_at"), r"^\d{4}-")
-        self.assertEqual(
-            key,
-            {
-                "id": "key_1",
-                "prefix": DEFAULT_KEY[:12],
-                "label": "sandbox",
-                "created_at": "2026-01-02T03:04:05Z",
-                "revoked_at": None,
-                "in_use": True,
-            },
-        )
-
-    def test_a_key_is_known_by_its_prefix_masked_or_not_if_that_is_long_enough(self) -> None:
-        for prefix, known in (
-            (DEFAULT_KEY[:12], True),
-            (DEFAULT_KEY[:5] + "...", True),
-            (DEFAULT_KEY[:8] + "\u2026", True),
-            (DEFAULT_KEY[:6] + "****", True),
-            (DEFAULT_KEY, True),
-            ("cf_other", False),
-            (DEFAULT_KEY + "x", False),
-            ("cf_", None),
-            ("cfk_", None),
-            ("cf_...", None),
-            ("...", None),
-            ("", None),
-            (None, None),
+    def test_openai_is_sent_as_custom_with_its_address_or_one_of_ones_own(self) -> None:
+        for extra, base_url in (
+            ((), "https://api.openai.com"),
+            (("--base-url", "https://eu.example.com"), "https://eu.example.com"),
         ):
-            self.assertIs(ops.is_prefix_of(prefix, DEFAULT_KEY), known, prefix)
+            self.assertEqual(self.ops("upstream", "--set", "--kind", "openai", *extra).exit, 0)
+            self.has(self.box.writes[-1].json, kind="custom", baseUrl=base_url)
 
-    def test_a_new_key_comes_first_and_alone_on_its_line(self) -> None:
-        result = self.ok("keys", "--create")
+    def test_addresses_that_would_leak_or_lead_nowhere_are_refused(self) -> None:
+        for url in (
+            *("", " ", "llm.example.com", "http://llm.example.com", "http://localhost"),
+            *("http://127.0.0.1:8080", "https://u:p@llm.example.com", "file:///etc/passwd"),
+        ):
+            self.refused("upstream", "--set", "--kind", "custom", f"--base-url={url}")
+            self.refused("upstream", "--set", f"--base-url={url}")
+
+
+class Keys(ContractTest):
+    def test_the_list_in_json_and_text(self) -> None:
+        (key,) = self.ok("keys", "--json").json["keys"]
+        self.has(key, id="key_1", prefix=DEFAULT_KEY[:12], label="sandbox", revoked_at=None)
+        self.has(key, created_at="2026-01-02T03:04:05Z", in_use=True)
+        self.assertIn("last_used_at", key)
+        line = self.ok("keys").out.splitlines()[-1]
+        for fact in ("key_1", DEFAULT_KEY[:12], "2026-01-02", "sandbox"):
+            self.assertIn(fact, line)
+
+    def test_no_keys_at_all_is_an_answer(self) -> None:
+        self.service_says(KEYS, {"keys": []})
+        self.assertEqual(self.ok("keys", "--json").json, {"keys": []})
+        self.assertTrue(self.ok("keys").out.strip())
+
+    def test_a_new_key_stands_alone_on_its_line_once(self) -> None:
+        out = self.ok("keys", "--create").out
         made = self.box.books.keys[-1]
-        self.assertEqual(result.out.splitlines()[0], made.secret)
-        self.assertIn(made.id, result.out)
-        self.assertEqual(result.out.count(made.secret), 1)
-
-    def test_a_new_key_in_json(self) -> None:
+        self.assertIn(made.secret, out.splitlines())
+        self.assertEqual(out.count(made.secret), 1)
+        self.assertIn(made.id, out)
         found = self.ok("keys", "--create", "--json").json
         made = self.box.books.keys[-1]
-        self.assertEqual(found, {"id": made.id, "prefix": made.prefix, "api_key": made.secret})
+        self.has(found, id=made.id, prefix=made.prefix, api_key=made.secret)
 
-    def test_words_for_a_key_are_not_repeated(self) -> None:
-        self.assertEqual(ops.key_words("b", "c", "a", "b", "", None), "b (c, a)")
-        self.assertEqual(ops.key_words("bb", "".join("bb"), None), "bb")
+    def test_an_id_that_is_not_plain_never_stands_in_a_command(self) -> None:
+        keys = [{"id": "key_1", "prefix": DEFAULT_KEY[:12]}]
+        self.service_says(KEYS, {"keys": keys})
+        for odd in ("k; touch pwned #", "$(touch pwned)", "--pwned", "k\npwned", "'pwned"):
 
-    def test_a_new_key_is_named_by_what_the_service_tells_of_it(self) -> None:
-        for told, text, saved in (
-            ({"id": "key_9", "prefix": "cf_n"}, "New key key_9 (cf_n):", "key_9 (cf_n)"),
-            ({"id": "key_9"}, "New key key_9:", "key_9"),
-            ({"prefix": "cf_n"}, "New key cf_n:", "cf_n"),
-            ({}, "New key:", "New key"),
-        ):
-            reply = Fault.reply(200, {"apiKey": "cf_new_0123456789", **told})
-            self.box.script("POST /v1/account/keys", reply, reply)
-            self.assertIn(text, self.ok("keys", "--create").out)
-            with tempfile.TemporaryDirectory() as folder:
-                argv = ("keys", "--create", "--save", os.path.join(folder, "new.key"))
-                self.assertIn(f"New key    {saved}\n", self.ok(*argv).out)
+            def create(body: Any, odd: str = odd) -> object:
+                keys[1:] = [{"id": odd, "prefix": "cf_other_012"}]
+                return {}
 
-    def test_revoking_says_which_key_died(self) -> None:
-        key_id = self.add_key()
-        found = self.ok("keys", "--revoke", key_id, "--yes", "--json").json
-        made = self.box.books.keys[-1]
-        self.assertEqual(found, {"revoked": {"id": key_id, "prefix": made.prefix, "label": None}})
-        self.assertEqual(self.box.calls("POST")[-1], f"POST /v1/account/keys/{key_id}/revoke")
-        state = f"  revoked {(made.revoked_at or '')[:10]}\n"
-        self.assertIn(state, self.ok("keys").out)
+            self.box.service.routes[CREATE] = create
+            for extra in ((), ("--json",)):
+                keys[1:] = []
+                self.box.script(CREATE, Fault(after=True))
+                result = self.fails(6, "keys", "--create", *extra)
+                commands = [shlex.join(words) for words in next_commands(result)]
+                self.assertNotIn("pwned", " ".join(commands))
+                if not extra:
+                    for line in result.err.splitlines():
+                        self.assertFalse("pwned" in line and "--revoke" in line, line)
 
-    def test_a_revoked_key_is_refused_from_then_on(self) -> None:
-        self.add_key()
+
+class Revoking(ContractTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.box.service.create_key({})
+
+    def revoke(self, *extra: str) -> Any:
+        return self.ok("keys", "--revoke", "key_2", "--yes", "--json", *extra).json
+
+    def test_it_says_which_key_died_and_that_the_list_confirms_it(self) -> None:
         made = self.box.books.keys[-1]
         self.ok("balance", CACHEFORGE_API_KEY=made.secret)
-        self.ok("keys", "--revoke", made.id, "--yes")
+        found = self.revoke()
+        self.has(found["revoked"], id="key_2", prefix=made.prefix, label=None)
+        self.has(found, already=False, confirmed=True)
         self.fails(3, "balance", CACHEFORGE_API_KEY=made.secret)
+        (line,) = (line for line in self.ok("keys").out.splitlines() if "key_2" in line)
+        self.assertIn("revoked", line)
 
-    def test_an_empty_answer_to_a_revoke_is_an_answer(self) -> None:
-        call = f"POST /v1/account/keys/{self.add_key()}/revoke"
-        for reply in (Fault.reply(200, b""), Fault(b"HTTP/1.1 204 No Content\r\n\r\n")):
-            self.box.script(call, reply)
-            self.ok("keys", "--revoke", "key_2", "--yes")
+    def test_it_is_sent_again_however_the_list_marks_the_key(self) -> None:
+        for mark, already in (("2026-01-02T03:04:05Z", True), ("0001-01-01T00:00:00Z", False)):
+            self.box.books.keys[-1].revoked_at = mark
+            del self.box.requests[:]
+            result = self.ops("keys", "--revoke", "key_2", "--yes", "--json")
+            self.assertEqual([seen.call for seen in self.box.writes], [REVOKE])
+            if already:
+                self.has(result.json, already=True, confirmed=True)
+            else:  # the sandbox keeps the mark, so that nothing shows the revocation
+                self.assertNotIn('"confirmed":true', result.out)
+                self.assertNotIn('"already":true', result.out)
 
-    def test_an_unknown_key_exits_2_and_sends_no_write(self) -> None:
-        for name in ("key_9", "key_0", "key", "KEY_1"):
-            argv = ("keys", "--revoke", name, "--yes", "--force")
-            self.assertIn("no key has that id", self.fails(2, *argv).err)
+    def test_a_key_that_is_gone_afterwards_is_confirmed(self) -> None:
+        def drop(key_id: str) -> object:
+            return {"dropped": self.box.books.keys.pop().id}
+
+        with mock.patch.object(self.box.service, "revoke_key", drop):
+            self.has(self.revoke(), already=False, confirmed=True)
+
+    def test_any_id_in_the_list_can_be_revoked_and_is_percent_encoded(self) -> None:
+        for key_id in ("a/b", "a b?c#d", "100%", "kéy", "a;b"):
+            self.service_says(KEYS, {"keys": [{"id": key_id, "prefix": "cf_other_012"}]})
+            self.ops("keys", "--revoke", key_id, "--yes")
+            path = self.box.writes[-1].path
+            encoded = path[len("/v1/account/keys/") : -len("/revoke")]
+            self.assertEqual(unquote(encoded), key_id)
+            self.assertRegex(encoded, r"^[A-Za-z0-9%._~-]+$")
+
+    def test_an_unknown_key_sends_no_write(self) -> None:
+        for key_id in ("key_9", "key", "KEY_1", "key_2 ", "../info", ""):
+            self.fails(2, "keys", f"--revoke={key_id}", "--yes", "--force")
         self.assertEqual(self.box.writes, [])
 
-    def test_without_yes_and_nobody_to_ask_it_exits_2_and_sends_no_write(self) -> None:
-        self.add_key()
-        del self.box.requests[:]
-        self.assertIn("--yes", self.fails(2, "keys", "--revoke", "key_2").err)
-        self.assertEqual(self.box.writes, [])
+    def test_where_nobody_can_be_asked_it_needs_yes_before_anything_is_sent(self) -> None:
+        for extra in ((), ("--force",), ("--json",), ("--force", "--json")):
+            self.refused("keys", "--revoke", "key_2", *extra, says="--yes")
 
-    def test_the_key_in_use_is_refused_unless_forced(self) -> None:
-        result = self.fails(2, "keys", "--revoke", "key_1", "--yes")
-        self.assertIn("--force", result.err)
-        self.assertEqual(self.box.writes, [])
-        self.ok("keys", "--revoke", "key_1", "--yes", "--force")
-        self.assertEqual(len(self.box.writes), 1)
-
-    def test_revoking_twice_sends_one_write(self) -> None:
-        key_id = self.add_key()
-        self.assertIn("Revoked: key_2", self.ok("keys", "--revoke", key_id, "--yes").out)
-        self.assertIn("Already revoked", self.ok("keys", "--revoke", key_id, "--yes").out)
-        self.assertEqual(len(self.box.calls("POST")), 2)  # one creation, one revocation
-
-
-class Info(SandboxTest):
-    def test_text(self) -> None:
-        result = self.ok("info")
-        for part in ("tn_sandbox (Sandbox Inc.)", "active", self.box.url, "cf_...cdef"):
-            self.assertIn(part, result.out)
-        self.assertIn("Active keys   1\n", result.out)
-        self.assertIn("Upstream      not configured\n", result.out)
-        reply = Fault.reply(200, {"tenant": {"id": "tn_1", "status": "active"}})
-        self.box.script("GET /v1/account/info", reply)
-        result = self.ok("info")
-        self.assertIn("Active keys   unknown\n", result.out)
-        self.assertIn("Upstream      unknown\n", result.out)
-
-    def test_json(self) -> None:
-        self.assertEqual(
-            self.ok("info", "--json").json,
-            {
-                "tenant": {
-                    "id": "tn_sandbox",
-                    "name": "Sandbox Inc.",
-                    "status": "active",
-                    "upstream_configured": False,
-                    "active_keys": 1,
-                },
-                "base_url": self.box.url,
-                "api_key": "cf_...cdef",
-            },
-        )
+    def test_ones_own_key_and_what_may_be_it_is_refused_unless_forced(self) -> None:
+        ours = (DEFAULT_KEY[:12], DEFAULT_KEY)
+        masked = ("cf_sandb...cdef", "cf_sandb\u2026cdef", "cf_sandb****")
+        unknown = ("...", "cf_", "", None, 42)
+        other = ("cf_other_012", "cf_sandbox_9")
+        for prefix in (*ours, *masked, *unknown, *other):
+            with self.subTest(prefix=prefix):
+                self.service_says(KEYS, {"keys": [{"id": "key_2", "prefix": prefix}]})
+                shown = self.ok("keys", "--json")
+                (key,) = shown.json["keys"]
+                self.assertNotIn(DEFAULT_KEY, shown.out)
+                self.assertIs(key["in_use"] is False, prefix in other)
+                if prefix not in masked:
+                    self.assertIs(key["in_use"] is True, prefix in ours)
+                del self.box.requests[:]
+                result = self.ops("keys", "--revoke", "key_2", "--yes")
+                if prefix in other:
+                    self.assertEqual((result.exit, len(self.box.writes)), (0, 1), result)
+                else:
+                    self.assertEqual((result.exit, self.box.writes), (2, []), result)
+                    self.assertIn("--force", result.err)
+                    self.ops("keys", "--revoke", "key_2", "--yes", "--force")
+                    self.assertEqual(len(self.box.writes), 1)
 
 
-class Errors(SandboxTest):
-    def test_a_key_that_is_a_common_word_leaves_our_own_words_readable(self) -> None:
-        result = self.fails(3, "balance", CACHEFORGE_API_KEY="key")
-        self.assertIn("refused the API key", result.err)
-
-    def test_a_wrong_key_exits_3(self) -> None:
-        result = self.fails(3, "balance", CACHEFORGE_API_KEY="cf_wrong_0123456789")
-        self.assertIn("Check CACHEFORGE_API_KEY", result.err)
-        self.assertNotIn("cf_wrong_0123456789", result.err)
-
-    def test_402_exits_4_with_the_next_step(self) -> None:
-        body = {"error": {"message": "no credit", "code": "x"}}
-        self.box.script("GET /v1/account/info", Fault.reply(402, body))
-        result = self.fails(4, "info")
-        self.assertIn(f"Next: python3 {OPS} topup", result.err)
-        self.assertIn("credit is used up (HTTP 402: no credit)", result.err)
-        self.box.script("GET /v1/account/info", Fault.reply(402, b""))
-        self.assertIn("credit is used up (HTTP 402)", self.fails(4, "info").err)
-
-    def test_the_error_object(self) -> None:
-        headers = {"X-Request-Id": "req_7", "Retry-After": "7200"}
-        self.box.script("GET /v1/account/billing", Fault.reply(503, {"error": "down"}, headers))
-        error = self.fails(5, "balance", "--json").error
-        self.assertIn("down", error.pop("message"))
-        self.assertTrue(error.pop("hint"))
-        self.assertEqual(
-            error,
-            {
-                "code": "unreachable",
-                "exit": 5,
-                "http_status": 503,
-                "request_id": "req_7",
-                "retryable": True,
-                "retry_after_seconds": 7200,
-            },
-        )
-
-    def test_verbose_tells_each_exchange_on_stderr(self) -> None:
-        result = self.ops("balance", "--verbose")
-        self.assertRegex(result.err, r"^GET /v1/account/billing: 200, \d+ ms, id req_\w+\n$")
-        self.assertNotIn(DEFAULT_KEY, result.err)
-
-    def test_verbose_counts_in_milliseconds(self) -> None:
-        reply = Fault.reply(200, {"tenant": {"id": "tn_1", "status": "active"}})
-        reply.drip_s = 0.001  # for each of some 150 bytes
-        self.box.script("GET /v1/account/info", reply)
-        result = self.ops("info", "--verbose")
-        took_ms = int(result.err.split(", ")[1].split()[0])
-        self.assertTrue(100 <= took_ms < 30_000, result.err)
+class Info(ContractTest):
+    def test_the_tenant_and_what_the_tool_is_set_to(self) -> None:
+        self.box.books.tenant_status = "suspended"
+        found = self.ok("info", "--json").json
+        self.has(found["tenant"], id="tn_sandbox", name="Sandbox Inc.", status="suspended")
+        self.has(found["tenant"], upstream_configured=False, active_keys=1)
+        self.assertEqual(found["base_url"], self.box.url)
+        shown = self.ok("info").out
+        for fact in ("tn_sandbox", "Sandbox Inc.", "suspended", "not configured", self.box.url):
+            self.assertIn(fact, shown)
+        self.assertIn(found["api_key"], shown)
 
 
-if __name__ == "__main__":
-    unittest.main()
+class Everywhere(ContractTest):
+    def test_under_json_all_that_is_said_is_json(self) -> None:
+        self.box.service.on_link = self.box.books.pay
+        for line in (
+            "balance --verbose",
+            "balance --wait --verbose",
+            "topup --wait",
+            "upstream --set --kind openai --api-key abcdef --verbose",
+            "keys --create --dry-run --verbose",
+            "info --timeout 0 --verbose",
+            "keys --revoke key_9 --yes --verbose",
+        ):
+            with self.subTest(line):
+                result = self.ops(*line.split(), "--json")
+                objects(result.out)
+                for said in objects(result.err):
+                    self.assertIn(list(said), (["note"], ["error"]))

@@ -1,218 +1,157 @@
-"""Replies: what may be shown of a text, and believed of an answer."""
+"""Replies: what is told of an answer, and of a refusal whatever form it has."""
 
 from __future__ import annotations
 
-import email.message
-import json
-import time
-import unittest
-from collections.abc import Callable
-from email.utils import formatdate
-from unittest import mock
+from contract import ContractTest, next_commands, objects, rows
+from support import Fault
 
-from support import ops
+BILLING = "GET /v1/account/billing"
+TOPUP = "POST /v1/account/billing/topup"
+INFO = "GET /v1/account/info"
+KEYS = "GET /v1/account/keys"
+CREATE = "POST /v1/account/keys"
+UPSTREAM = "GET /v1/account/upstream"
+REASON = "the card was declined"
 
-SECRET = "cf_0123456789"
 
-
-class Clean(unittest.TestCase):
-    def test_what_is_removed_and_what_stays(self) -> None:
-        for text, shown in (
-            ("plain", "plain"),
-            ("株式会社 🦊 é", "株式会社 🦊 é"),
-            ("\x1b[31mred\x1b[0m", "red"),
-            ("\x1b[1;31;4mx", "x"),
-            ("\x9b31mx", "x"),
-            ("\x1b]8;;https://evil.example\x07click\x1b]8;;\x07", "click"),
-            ("\x1b]52;c;eA==\x1b\\x", "x"),
-            ("\x9d0;title\x9cx", "x"),
-            ("\x1b(Bx\x1b7y\x1bc", "xy"),
-            ("a\nb\r\nc\td\u2028e", "a b c d e"),
-            ("a\x00\x08b\x7fc\x85d", "abc d"),
-            ("\u202eabc\u202c", "abc"),
-            ("a\u200bb\ufeffc\xadd", "abcd"),
-            ("x\U000e0041\U000e0042", "x"),
-            ("x\U000e0100\U000e01ef", "x"),
-            ("x\ufe00\ufe0f\ufe01", "x"),
-            ("\u2764\ufe0f!", "\u2764\ufe0f!"),
-            ("a\ud800b", "ab"),
-            ("  padded\n", "padded"),
-            ("", ""),
+class Reasons(ContractTest):
+    def test_the_services_reason_is_told_in_whatever_form_it_comes(self) -> None:
+        for body in (
+            {"error": REASON},
+            {"error": {"message": REASON, "code": "x"}},
+            {"message": REASON},
+            {"detail": REASON},
+            {"title": REASON},
+            {"type": "about:blank", "title": "No", "detail": REASON},
+            {"errors": [REASON]},
+            {"errors": [{"message": REASON}]},
+            {"detail": [{"message": REASON}]},
+            {"error": None, "message": REASON},
+            REASON.encode(),
+            f"{REASON}\n".encode(),
         ):
-            self.assertEqual(ops.clean(text), shown, ascii(text))
+            headers = {"Content-Type": "text/plain"} if isinstance(body, bytes) else {}
+            for call, argv in (
+                (INFO, ("info",)),
+                (TOPUP, ("topup",)),
+                (CREATE, ("keys", "--create")),
+            ):
+                with self.subTest(body=body, argv=argv):
+                    self.box.script(call, *[Fault.reply(400, body, headers)] * 2)
+                    self.assertIn(REASON, self.fails(1, *argv).err)
+                    self.assertIn(REASON, self.fails(1, *argv, "--json").error["message"])
+
+    def test_a_page_is_not_told_as_a_reason_and_a_long_one_is_shortened(self) -> None:
+        page = f"<!doctype html><title>{REASON}</title>".encode()
+        for headers in ({"Content-Type": "text/html"}, {}):
+            self.box.script(INFO, Fault.reply(400, page, headers))
+            self.assertNotIn(REASON, self.fails(1, "info").err)
+        self.box.script(INFO, Fault.reply(400, {"error": "x" * 100_000}))
+        self.assertLess(len(self.fails(1, "info").err), 2000)
 
 
-class Shorten(unittest.TestCase):
-    def test_the_cut_is_marked_and_exact(self) -> None:
-        self.assertEqual(ops.shorten("x" * 10, 10), "x" * 10)
-        self.assertEqual(ops.shorten("x" * 11, 10), "x" * 7 + "...")
-        self.assertEqual(len(ops.shorten("x" * 5000)), 300)
+class Statuses(ContractTest):
+    def test_the_error_object_has_all_its_parts(self) -> None:
+        headers = {"X-Request-Id": "req_7", "Retry-After": "7200"}
+        self.box.script(BILLING, Fault.reply(503, {"error": "down"}, headers))
+        error = self.fails(5, "balance", "--json").error
+        self.has(error, code="unreachable", exit=5, http_status=503, request_id="req_7")
+        self.has(error, retryable=True, retry_after_seconds=7200)
+        self.assertIn("down", error["message"])
+        self.assertLessEqual({"hint", "next"}, set(error))
 
-
-class Hide(unittest.TestCase):
-    def test_a_secret_goes_and_the_rest_stays(self) -> None:
-        self.assertEqual(ops.hide(f"key {SECRET}!", [SECRET]), "key <hidden>!")
-        self.assertEqual(ops.hide(f"{SECRET}{SECRET}", [SECRET]), "<hidden><hidden>")
-        self.assertEqual(ops.hide("100 % of a\\b", [SECRET]), "100 % of a\\b")
-        self.assertEqual(ops.hide("x", []), "x")
-
-    def test_an_encoded_secret_takes_its_text_with_it(self) -> None:
-        for dress in (
-            "cf%5f0123456789",
-            "cf%5F0123456789",
-            "\\u0063f_0123456789",
-            "cf\\_0123456789",
+    def test_each_exit_code_has_its_name_and_only_5_is_worth_a_repeat(self) -> None:
+        for status, code, exit_code in (
+            (400, "failed", 1),
+            (401, "unauthorized", 3),
+            (403, "unauthorized", 3),
+            (402, "payment_required", 4),
+            (429, "unreachable", 5),
+            (500, "unreachable", 5),
         ):
-            self.assertEqual(ops.hide(f"see {dress}", [SECRET]), "<hidden>", dress)
+            for call, argv in ((INFO, "info"), (TOPUP, "topup")):
+                self.box.script(call, *[Fault.reply(status, {"error": "no"})] * 3)
+                error = self.fails(exit_code, argv, "--json").error
+                self.has(error, code=code, exit=exit_code, retryable=exit_code == 5)
+                self.assertEqual(error["http_status"], status)
+                self.box.script_nothing()
+        self.box.script(CREATE, Fault(after=True))
+        error = self.fails(6, "keys", "--create", "--json").error
+        self.has(error, code="uncertain", exit=6, retryable=False, http_status=None)
 
-    def test_one_glance_says_whether_a_body_needs_it(self) -> None:
-        self.assertTrue(ops.is_harmless(b'{"a": "plain"}', [SECRET]))
-        for body in (b'"\\u0041"', b'"50%"', b'"\x7f"', '"é"'.encode(), f'"{SECRET}"'.encode()):
-            self.assertFalse(ops.is_harmless(body, [SECRET]), body)
+    def test_the_request_id_stands_in_text_and_json_wherever_the_service_puts_it(self) -> None:
+        for name in ("X-Request-Id", "x-request-id", "CF-Ray"):
+            fault = Fault.reply(400, {"error": "no"}, {name: "req_0815"})
+            self.box.script(INFO, fault, fault)
+            self.assertIn("req_0815", self.fails(1, "info").err)
+            self.assertEqual(self.fails(1, "info", "--json").error["request_id"], "req_0815")
+
+    def test_402_leads_to_a_link(self) -> None:
+        for body in ({"error": {"message": REASON, "code": "x"}}, b""):
+            for extra in ((), ("--json",)):
+                self.box.script(INFO, Fault.reply(402, body))
+                self.assertEqual(self.follow(self.fails(4, "info", *extra)).exit, 0)
+        self.assertEqual(len(self.box.books.links), 4)
+
+    def test_a_refused_key_is_named_by_its_variable_and_not_shown(self) -> None:
+        result = self.fails(3, "balance", CACHEFORGE_API_KEY="cf_wrong_0123456789")
+        self.assertIn("CACHEFORGE_API_KEY", result.err)
+        self.assertNotIn("cf_wrong_0123456789", result.err)
+
+    def test_how_long_to_wait_is_told_in_seconds(self) -> None:
+        self.box.script(BILLING, Fault.reply(429, {}, {"Retry-After": "120"}))
+        self.assertIn("120", self.fails(5, "balance").err)
 
 
-class RetryAfter(unittest.TestCase):
-    def test_seconds(self) -> None:
-        for text, seconds in (("0", 0), ("120", 120), (" 7 ", 7), ("999999999", 999_999_999)):
-            self.assertEqual(ops.read_retry_after_s(text), seconds)
-        for text in ("", "-1", "1.5", "soon", "9" * 10, "１"):  # noqa: RUF001
-            self.assertIsNone(ops.read_retry_after_s(text), text)
+class Unknown(ContractTest):
+    def test_what_only_decorates_is_null_in_json_and_unknown_in_text(self) -> None:
+        self.service_says(BILLING, {"billing": {"creditBalanceMicrousd": 12_340_000}})
+        self.service_says(INFO, {"tenant": {"status": 7}})
+        self.service_says(KEYS, {"keys": [{"id": "key_2", "label": 42}, {"id": None}]})
+        found = self.ok("balance", "--json").json
+        self.has(found, balance_usd="12.34", card_saved=None)
+        self.assertEqual(set(found["auto_topup"].values()), {None})
+        shown = rows(self.ok("balance").out)
+        self.assertLessEqual({shown["Auto top-up"], shown["Saved card"]}, {"unknown", "-"})
+        rule = self.ok("auto-topup", "--json").json
+        self.assertIsNone(rule["card_saved"])
+        self.assertIsNot(rule["charges_now"], True)
+        found = self.ok("info", "--json").json["tenant"]
+        self.assertEqual(set(found.values()), {None})
+        self.assertLessEqual(
+            {"id", "name", "status", "upstream_configured", "active_keys"}, set(found)
+        )
+        self.assertRegex(self.ok("info").out, r"(?m)\s(unknown|-)$")
+        first, second = self.ok("keys", "--json").json["keys"]
+        self.has(first, id="key_2", label=None, prefix=None, created_at=None, in_use=None)
+        self.assertIsNone(second["id"])
+        self.assertIn("key_2", self.ok("keys").out)
 
-    def test_a_date_that_no_calendar_has(self) -> None:
-        for year in (99999, 10**20):
-            self.assertIsNone(ops.read_retry_after_s(f"Mon, 01 Jan {year} 00:00:00 GMT"))
 
-    def test_a_date(self) -> None:
-        with mock.patch.object(time, "time", lambda: 1_000_000_000.25):
-            for ahead_s, seconds in ((60, 60), (1, 1), (0, None), (-60, None)):
-                date = formatdate(1_000_000_000 + ahead_s, usegmt=True)
-                self.assertEqual(ops.read_retry_after_s(date), seconds)
-
-
-class ParseJson(unittest.TestCase):
-    def test_what_strict_json_is_not(self) -> None:
-        for body in (b"", b"x", b"NaN", b'{"a": 1, "a": 1}', b"[" * 100_000, b"\xff"):
-            with self.assertRaises(ValueError, msg=body[:20]):
-                ops.parse_json(body)
-        self.assertEqual(ops.parse_json(b'\xef\xbb\xbf{"a": [1]}'), {"a": [1]})
-
-
-class ErrorText(unittest.TestCase):
-    def test_every_shape_in_use(self) -> None:
-        for body, said in (
-            (b'{"error": "no"}', "no"),
-            (b'{"error": {"message": "no", "code": "x"}}', "no"),
-            (b'{"message": "no"}', "no"),
-            (b'{"type": "about:blank", "title": "No", "detail": "because"}', "because"),
-            (b'{"error": null, "message": "no"}', "no"),
-            (b'{"error": {"error": {"message": "deep"}}}', ""),
-            (b'{"error": ["no"]}', ""),
-            (b"<html>no</html>", ""),
-            (b"", ""),
+class NextLines(ContractTest):
+    def test_no_next_line_has_a_comment_or_is_refused_when_it_is_run(self) -> None:
+        for fault, line in (
+            (Fault(after=True), "keys --create"),
+            (Fault(), "topup"),
+            (Fault.reply(402, {}), "info"),
+            (Fault.reply(401, {}), "balance"),
+            (Fault.reply(503, {}), "auto-topup"),
+            (None, "balance --min 13 --wait"),
+            (None, "topup --amount 500 --wait"),
+            (None, "keys --revoke key_2"),
+            (None, "keys --revoke key_9 --yes"),
+            (None, "auto-topup --enable"),
+            (None, "topup --amount 9"),
         ):
-            self.assertEqual(ops.error_text(body), said, body)
-
-
-class Classify(unittest.TestCase):
-    def test_each_status_at_the_edge_of_its_class(self) -> None:
-        for status, read, write in (
-            (300, ops.Refused, ops.Refused),
-            (399, ops.Refused, ops.Refused),
-            (400, ops.Refused, ops.Refused),
-            (401, ops.Unauthorized, ops.Unauthorized),
-            (402, ops.PaymentRequired, ops.PaymentRequired),
-            (403, ops.Unauthorized, ops.Unauthorized),
-            (404, ops.Refused, ops.Refused),
-            (429, ops.Unreachable, ops.Unreachable),
-            (499, ops.Refused, ops.Refused),
-            (500, ops.Unreachable, ops.Uncertain),
-            (599, ops.Unreachable, ops.Uncertain),
-            (199, ops.BadReply, ops.Uncertain),
-        ):
-            for is_write, kind in ((False, read), (True, write)):
-                self.assertIs(ops.classify(status, is_write)[0], kind, status)
-
-    def test_each_outcome_has_its_code_and_exit(self) -> None:
-        expected = {
-            ops.Failure: ("failed", 1, False),
-            ops.Refused: ("failed", 1, False),
-            ops.BadReply: ("failed", 1, False),
-            ops.Usage: ("usage", 2, False),
-            ops.Unauthorized: ("unauthorized", 3, False),
-            ops.PaymentRequired: ("payment_required", 4, False),
-            ops.Unreachable: ("unreachable", 5, True),
-            ops.Uncertain: ("uncertain", 6, False),
-            ops.Interrupted: ("interrupted", 130, False),
-        }
-        for kind, promised in expected.items():
-            error = kind("x")
-            self.assertEqual((error.code, error.exit, error.retryable), promised)
-
-
-class Answer(unittest.TestCase):
-    def answer(self, body: bytes = b"{}", **headers: str) -> ops.Answer:
-        message = email.message.Message()
-        for name, value in headers.items():
-            message[name.replace("_", "-")] = value
-        response: object = (200, message, body)
-        return ops.Answer(response, False, [SECRET])  # type: ignore[arg-type]
-
-    def doubt(self, body: bytes, ask: Callable[[ops.Reply], object]) -> str:
-        """What is said of a body where `ask` asks for something that is not there."""
-        with self.assertRaises(ops.BadReply) as caught:
-            ask(self.answer(body).reply(empty_ok=False))
-        return caught.exception.message.partition("cannot be used: ")[2]
-
-    def test_what_cannot_be_believed_is_named(self) -> None:
-        for body, ask, said in (
-            (b"[]", str, "it is not an object"),
-            (b"{}", lambda reply: reply.need("a", bool), "a is missing"),
-            (b"{}", lambda reply: reply.integer("a"), "a is missing"),
-            (b"{}", lambda reply: reply.text("a"), "a is missing or empty"),
-            (b'{"a": " "}', lambda reply: reply.text("a"), "a is missing or empty"),
-            (b'{"a": null}', lambda reply: reply.child("a"), "a is missing"),
-            (b'{"a": {}}', lambda reply: reply.child("a").text("b"), "a.b is missing or empty"),
-            (b'{"a": [1]}', lambda reply: reply.children("a"), "a is not an object"),
-            (b'{"a": true}', lambda reply: reply.integer("a"), "a has the wrong type"),
-            (b'{"a": 1.0}', lambda reply: reply.integer("a"), "a has the wrong type"),
-            (b'{"a": 1}', lambda reply: reply.text("a"), "a has the wrong type"),
-            (b'{"a": 9223372036854775808}', lambda reply: reply.integer("a"), "a is out of range"),
-            (b'{"a": "no key"}', lambda reply: reply.token("a", ""), "a is not a key"),
-        ):
-            self.assertEqual(self.doubt(body, ask), said)
-
-    def test_the_longest_link_and_the_largest_integers(self) -> None:
-        for length, usable in ((4096, True), (4097, False)):
-            link = "https://a.example/".ljust(length, "x")
-            reply = self.answer(json.dumps({"a": link}).encode()).reply(empty_ok=False)
-            if usable:
-                self.assertEqual(reply.link("a", allow_loopback=False)[0], link)
-            else:
-                self.assertRaises(ops.BadReply, reply.link, "a", False)
-        for integer in (2**63 - 1, 1 - 2**63):
-            reply = self.answer(b'{"a": %d}' % integer).reply(empty_ok=False)
-            self.assertEqual(reply.integer("a"), integer)
-
-    def test_the_first_request_id_that_is_there(self) -> None:
-        self.assertEqual(self.answer(X_Request_Id="a", CF_Ray="b").request_id, "a")
-        self.assertEqual(self.answer(CF_Ray="b").request_id, "b")
-        self.assertIsNone(self.answer().request_id)
-        self.assertEqual(self.answer(X_Request_Id="x" * 500).request_id, "x" * 97 + "...")
-        self.assertEqual(self.answer(X_Request_Id=SECRET).request_id, "<hidden>")
-
-
-class Address(unittest.TestCase):
-    def test_loopback_is_what_can_only_be_this_machine(self) -> None:
-        for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.255.255.255", "[::1]"):
-            self.assertTrue(ops.Url(f"http://{host}:1/").is_loopback, host)
-        for host in ("127.0.0.256", "127.0.0", "1127.0.0.1", "localhost.evil.example", "[::2]"):
-            self.assertFalse(ops.Url(f"http://{host}/").is_loopback, host)
-
-    def test_the_usual_port_is_left_out(self) -> None:
-        self.assertEqual(ops.Url("https://a.example:443/x").authority, "a.example")
-        self.assertEqual(ops.Url("http://a.example:443/x").authority, "a.example:443")
-        self.assertEqual(ops.Url("http://a.example:80").authority, "a.example")
-
-
-if __name__ == "__main__":
-    unittest.main()
+            for extra in ((), ("--json",)):
+                with self.subTest(line=line, extra=extra):
+                    if fault:
+                        for call in (BILLING, TOPUP, INFO, CREATE):
+                            self.box.script(call, *[fault] * 3)
+                    result = self.ops(*line.split(), *extra)
+                    self.box.script_nothing()
+                    if extra:
+                        objects(result.err)
+                    for words in next_commands(result):
+                        self.assertFalse([word for word in words if "#" in word], words)
+                        self.assertNotEqual(self.ops(*words).exit, 2, words)

@@ -6,10 +6,10 @@ import json
 import urllib.error
 import urllib.request
 
-from support import SandboxTest
+from contract import ContractTest, next_commands
 
 
-class PaymentRequired(SandboxTest):
+class PaymentRequired(ContractTest):
     balance_usd = "0"
 
     def chat(self) -> int:
@@ -26,14 +26,19 @@ class PaymentRequired(SandboxTest):
             with error:
                 return error.code
 
-    def test_call_402_balance_topup_pay_call(self) -> None:
-        self.assertEqual(self.chat(), 402)
-        balance = self.ok("balance", "--json").json
-        self.assertFalse(balance["funded"])
-        argv = balance["next"].split()[2:]  # what it says to run is run as it stands
-        link = self.ok(*argv, "--json").json
-        self.assertEqual(self.chat(), 402)
-        with urllib.request.urlopen(link["payment_url"], data=b"", timeout=10) as page:
-            self.assertIn(b"Paid", page.read())
-        self.assertTrue(self.ok("balance", "--json").json["funded"])
-        self.assertEqual(self.chat(), 200)
+    def test_each_next_step_leads_from_a_402_to_a_call_that_works(self) -> None:
+        for extra in ((), ("--json",)):
+            self.box.books.ledger[:] = []
+            self.assertEqual(self.chat(), 402)
+            (words,) = next_commands(self.ok("balance", *extra))
+            made = self.ok(*words, *extra)
+            link = list(self.box.books.links)[-1]
+            self.assertIn(f"{self.box.url}/pay/{link}", made.out)
+            (words,) = next_commands(made)
+            unpaid = self.ops(*words, *extra)
+            self.assertEqual((unpaid.exit, self.chat()), (4, 402), unpaid)
+            with urllib.request.urlopen(f"{self.box.url}/pay/{link}", b"", timeout=10) as page:
+                self.assertIn(b"Paid", page.read())
+            paid = self.ops(*words, *extra)
+            self.assertEqual((paid.exit, self.chat()), (0, 200), paid)
+            self.assertEqual(next_commands(self.ok("balance", *extra)), [])
