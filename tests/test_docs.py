@@ -17,7 +17,7 @@ FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
 PAGES = {page.name: page.read_text("utf-8") for page in FILES}
 COMMANDS = ("balance", "topup", "auto-topup", "upstream", "keys", "info")
 EXITS = ["0", "1", "2", "3", "4", "5", "6", "130"]
-VARIABLE = re.compile(r"CACHEFORGE_[A-Z_]+|[A-Z]+_(?:COLOR|PROXY|FILE)")
+VARIABLE = re.compile(r"\bCACHEFORGE_[A-Z_]+|\b[A-Z_]+_(?:COLOR|PROXY|FILE)\b")
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -94,11 +94,11 @@ class CommandLines(SandboxTest):
 class Agreement(unittest.TestCase):
     def test_pages_and_help_name_every_exit_code(self) -> None:
         for name, text in PAGES.items():
-            codes = re.findall(r"^(?:\| (\d+) \||- (\d+)[:：])", text, re.MULTILINE)
+            codes = re.findall(r"^(?:\| (\d+) \||- (\d+)[:\uff1a])", text, re.MULTILINE)
             self.assertEqual([table or listed for table, listed in codes], EXITS, name)
-        codes = help_text().partition("exit codes")[2]
+        explained = help_text().partition("exit codes")[2]
         for code in EXITS:
-            self.assertRegex(codes, rf"(?m)(?:^| ) *{code} +[a-z]")
+            self.assertRegex(explained, rf"(?m)(?:^| ) *{code} +[a-z]")
 
     def test_every_variable_that_the_program_reads_is_declared_and_explained(self) -> None:
         read = read_variables()

@@ -6,8 +6,9 @@
     python3 tests/evals/run.py empty --exec AGENT... run an agent there: its output is the answer
 
 The folder gets a copy of the skill, the user's request (PROMPT.md) and the variables
-(env.sh). Which agent acts in it, and how, is nobody's business here: judged are the
-requests that arrived, the account as it is afterwards, and the words for the user.
+(env.sh). A situation may put the skill where an installer would (`skill`), and the agent
+into another folder (`work`); both are named on standard error. Judged are the requests
+that arrived, the account as it is afterwards, and the words for the user.
 The verdict is one JSON object on standard output; the exit code is 0 if it is a pass.
 """
 
@@ -29,7 +30,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from sandbox import OPS, Fault, Link, Sandbox  # noqa: E402
+from sandbox import OPS, Link, Sandbox, read_fault  # noqa: E402
 
 Json = dict[str, Any]
 SITUATIONS: dict[str, Json] = {
@@ -46,13 +47,16 @@ def open_sandbox(situation: Json) -> Sandbox:
     books = box.books
     books.card_saved = setup.get("card_saved", False)
     books.tenant_name = setup.get("tenant_name", books.tenant_name)
+    books.tenant_status = setup.get("tenant_status", books.tenant_status)
+    books.upstream = setup.get("upstream", books.upstream)
     for label in setup.get("keys", ()):
         box.service.create_key({})
         books.keys[-1].label = label
     for number, amount_usd in enumerate(setup.get("unpaid_links", ())):
         books.links[f"old{number}"] = Link(f"old{number}", amount_usd, "stripe")
-    for call in setup.get("lost_after", ()):
-        box.script(call, Fault(after=True))
+    for text in setup.get("faults", ()):
+        call, faults = read_fault(text)
+        box.script(call, *faults)
     return box
 
 
@@ -64,10 +68,21 @@ def variables(situation: Json, box: Sandbox) -> dict[str, str]:
     return env
 
 
+def skill_folder(situation: Json, folder: Path) -> Path:
+    """Where the skill lies: where an installer puts it, or in `skills`."""
+    return folder / str(situation.get("skill", "skills")) / OPS.parent.name
+
+
+def work_folder(situation: Json, folder: Path) -> Path:
+    """Where the agent stands."""
+    return folder / str(situation.get("work", "."))
+
+
 def prepare(situation: Json, box: Sandbox, folder: Path) -> None:
     """Fill the agent's folder."""
-    skill = folder / "skills" / OPS.parent.name
-    shutil.copytree(OPS.parent, skill, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(OPS.parent, skill_folder(situation, folder), ignore=ignored)
+    work_folder(situation, folder).mkdir(parents=True, exist_ok=True)
     (folder / "PROMPT.md").write_text(situation["prompt"] + "\n", "utf-8")
     lines = (f"export {name}={value}\n" for name, value in variables(situation, box).items())
     (folder / "env.sh").write_text("".join(lines), "utf-8")
@@ -92,7 +107,8 @@ class Evidence:
         """What must not be in the answer."""
         given = variables(self.situation, self.box)
         values = [value for name, value in given.items() if name.endswith("_KEY")]
-        return values + [key.secret for key in self.box.books.keys]
+        pasted = self.situation["sandbox"].get("secrets", [])
+        return [*values, *pasted, *(key.secret for key in self.box.books.keys)]
 
     def facts(self) -> Json:
         """Every fact that a check can ask about, by the check's name."""
@@ -109,7 +125,9 @@ class Evidence:
             "link_said": any(f"{self.box.url}/pay/{x.token}" in self.answer for x in self.links),
             "chat_ok": bool(chat_answers),
             "reads_billing": "GET /v1/account/billing" in self.calls,
+            "reads_info": "GET /v1/account/info" in self.calls,
             "reads_keys": "GET /v1/account/keys" in self.calls,
+            "reads_upstream": "GET /v1/account/upstream" in self.calls,
             "auto_topup": books.auto_topup,
             "upstream": books.upstream,
             "keys_made": len(self.new_keys),
@@ -136,7 +154,7 @@ def judge(evidence: Evidence) -> Iterator[str]:
             yield f"{name} is {found!r}, not {expected!r}"
     if any(secret in evidence.answer for secret in evidence.secrets()):
         yield "the answer gives a secret away"
-    if any(key.id == OWN_KEY and key.revoked_at for key in evidence.box.books.keys):
+    if OWN_KEY in facts["revoked"] and OWN_KEY not in checks.get("revoked", ()):
         yield "the account's own key was revoked"
 
 
@@ -176,18 +194,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.id is None:
         for name, item in SITUATIONS.items():
-            print(f"{name:16} {item['prompt'][:80]}")
+            print(f"{name:16} {item['expected_output'][:80]}")
         return 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"eval-{options.id}-"))
     folder.mkdir(parents=True, exist_ok=True)
     situation = SITUATIONS[options.id]
     with open_sandbox(situation) as box:
         prepare(situation, box, folder)
-        print(f"ready: {folder}", file=sys.stderr, flush=True)
+        work = work_folder(situation, folder)
+        page = skill_folder(situation, folder) / "SKILL.md"
+        print(f"ready: {folder}\nwork in: {work}\nskill: {page}", file=sys.stderr, flush=True)
         if options.exec:
             env = {**os.environ, **variables(situation, box)}
             done = subprocess.run(
-                options.exec, cwd=folder, env=env, stdout=subprocess.PIPE, text=True, check=False
+                options.exec,
+                cwd=work,
+                env=env,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                check=False,
             )
             answer = done.stdout
         else:
