@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
 from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, ClassVar
 
-from support import ROOT, SKILL, SandboxTest, call_ops, ops, run
+from support import OPS, ROOT, SKILL, Result, Sandbox, SandboxTest, call_ops, ops, run
 
 FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
 PAGES = {page.name: page.read_text("utf-8") for page in FILES}
@@ -22,11 +27,11 @@ VARIABLE = re.compile(r"\bCACHEFORGE_[A-Z_]+|\b[A-Z_]+_(?:COLOR|PROXY|FILE)\b")
 
 def command_lines(text: str) -> Iterator[list[str]]:
     """The arguments of every `ops.py ...` in a page, spelled with a path or without, and
-    of every code span that is such arguments."""
-    for match in re.finditer(r"(?:^|[ `/])ops\.py ([a-z-]+(?: [^\s`|#;]+)*)", text, re.MULTILINE):
-        yield match[1].split()
-    for match in re.finditer(rf"`((?:{'|'.join(COMMANDS)})(?: [^`]*)?)`", text):
-        yield match[1].split()
+    of every code span that is such arguments; what is the shell's is left off."""
+    command = "|".join(COMMANDS)
+    spelled = rf"(?m)(?:^|[ `/(])ops\.py ((?:{command})(?: [^`|#;\n]*)?)"
+    for line in re.findall(spelled, text) + re.findall(rf"`((?:{command})(?: [^`]*)?)`", text):
+        yield list(takewhile(lambda word: not re.search("[<>&()]", word), line.split()))
 
 
 def help_text(*argv: str) -> str:
@@ -45,6 +50,20 @@ def read_variables() -> set[str]:
 def declared_variables() -> set[str]:
     """The environment variables that SKILL.md declares to its host."""
     return set(re.findall(r"- name: (\w+)", PAGES["SKILL.md"]))
+
+
+def plugin() -> dict[str, Any]:
+    """The one plugin that the marketplace file offers."""
+    text = (ROOT / ".claude-plugin" / "marketplace.json").read_text("utf-8")
+    (offered,) = json.loads(text)["plugins"]
+    assert isinstance(offered, dict)
+    return offered
+
+
+def git(*argv: str) -> str:
+    """What a git command says about this repository."""
+    done = subprocess.run(["git", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout
 
 
 STAND_INS = {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}
@@ -115,6 +134,13 @@ class Agreement(unittest.TestCase):
         changes = (SKILL / "CHANGELOG.md").read_text("utf-8")
         self.assertEqual(re.findall(r"^## \[(.*?)\]", changes, re.M)[0], ops.__version__)
         self.assertEqual(call_ops("--version").out, f"cacheforge-ops {ops.__version__}\n")
+        self.assertEqual(plugin()["version"], ops.__version__)
+        self.assertIn(f"/v{ops.__version__}/skills/", PAGES["README.md"])
+
+    @unittest.skipUnless((ROOT / ".git").exists(), "needs a git checkout")
+    def test_a_tag_on_this_commit_names_the_version(self) -> None:
+        tags = git("tag", "--points-at", "HEAD", "v*").split()
+        self.assertLessEqual(set(tags), {f"v{ops.__version__}"})
 
     def test_every_command_and_option_is_in_the_help(self) -> None:
         text = help_text()
@@ -168,56 +194,227 @@ class Words(unittest.TestCase):
 
 
 class Readme(unittest.TestCase):
-    def first_commands(self) -> list[str]:
-        return re.findall(r"^\$ (python3 .*)$", PAGES["README.md"], re.MULTILINE)[:2]
+    text = PAGES["README.md"]
+
+    def test_it_is_short_and_in_the_order_that_a_stranger_needs(self) -> None:
+        self.assertLess(len(self.text.splitlines()), 220)
+        sections = [
+            "Two commands",
+            "With a real account",
+            "Commands",
+            "Exit codes",
+            "Recipes",
+            "Install the skill",
+            "Mock it in your own CI",
+            "Security",
+            "Costs and contributing",
+        ]
+        self.assertEqual(re.findall(r"^## (.*)$", self.text, re.M), sections)
 
     def test_the_first_two_commands_are_the_promised_ones(self) -> None:
         self.assertEqual(
-            self.first_commands(),
+            re.findall(r"^\$ (python3 .*)$", self.text, re.MULTILINE)[:2],
             ["python3 tests/sandbox.py balance", "python3 -m unittest discover -s tests"],
         )
 
     def test_the_shown_output_is_the_real_one(self) -> None:
         shown = re.findall(
-            r"^\$ python3 (tests/sandbox\.py .*)\n((?:(?!```).*\n)*)```",
-            PAGES["README.md"],
-            re.MULTILINE,
+            r"^\$ python3 (tests/sandbox\.py .*)\n((?:(?!```).*\n)*)```", self.text, re.MULTILINE
         )
-        self.assertGreaterEqual(len(shown), 3)
+        self.assertGreaterEqual(len(shown), 1)
         for command, expected in shown:
             done = run(sys.executable, *command.split())
             self.assertEqual(plain(done.out + done.err), plain(expected), command)
 
-    @unittest.skipIf(os.name == "nt", "a POSIX shell")
-    def test_the_ci_snippet_runs(self) -> None:
-        snippet = re.search(
-            r"```bash\n(python3 tests/sandbox.py --serve.*?)```", PAGES["README.md"], re.DOTALL
-        )
-        assert snippet
-        if not shutil.which("bash") or not shutil.which("curl"):
-            self.skipTest("needs bash and curl")
-        script = snippet[1].replace("--port 8402", "").replace("python3 ", f"{sys.executable} ")
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("tests", "skills"):
-                os.symlink(ROOT / name, os.path.join(folder, name))
-            done = run("bash", "-em", "-c", script, folder=folder)
-        self.assertEqual(done.exit, 0, done)
-        self.assertIn('"balance_microusd":12340000', done.out)
-        self.assertIn('"tn_sandbox"', done.out)
+    def test_every_link_to_a_file_leads_somewhere(self) -> None:
+        pages = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", *FILES]
+        for page in pages:
+            for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+                self.assertTrue((page.parent / target).exists(), f"{page.name}: {target}")
 
-    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    @unittest.skipUnless((ROOT / ".git").exists(), "needs a git checkout")
+    def test_what_its_commands_leave_behind_is_ignored_by_git(self) -> None:
+        left = {"new.key", *re.findall(r"> ?([a-z]+\.[a-z]+)", self.text)}
+        ignored = git("check-ignore", *left).split()
+        self.assertEqual(set(ignored), left)
+
+
+class Audit(unittest.TestCase):
+    """The README's greps, run: each finds its places in the rooms it names, and no others."""
+
+    lines: ClassVar = list(enumerate(OPS.read_text("utf-8").splitlines(), 1))
+    rooms: ClassVar = {
+        number: line.split()[2].rstrip(":") for number, line in lines if line.startswith("# ── ")
+    }
+    greps: ClassVar = re.findall(
+        r"^(grep -nE '.*' ops\.py) +# (.*)$", PAGES["README.md"], re.MULTILINE
+    )
+
+    def found(self, command: str) -> list[tuple[int, str]]:
+        """Line numbers and lines that a grep of the README shows."""
+        pattern = re.compile(command[len("grep -nE '") : -len("' ops.py")])
+        return [(number, line) for number, line in self.lines if pattern.search(line)]
+
+    def room(self, line: int) -> str:
+        """The room of a line; the imports stand above the first."""
+        return str(self.rooms[max(start for start in self.rooms if start <= line)])
+
+    def test_each_finds_its_places_in_the_rooms_it_names_and_no_others(self) -> None:
+        promised = [(command, said) for command, said in self.greps if ": " in said]
+        self.assertEqual(len(promised), 6)
+        first = min(self.rooms)
+        places = 0
+        for command, said in promised:
+            room = said.rpartition(": ")[2]
+            found = [(number, line) for number, line in self.found(command) if number > first]
+            places += len(found)
+            with self.subTest(said=said):
+                self.assertEqual(bool(found), room != "nowhere")
+                self.assertEqual([hit for hit in found if self.room(hit[0]) != room], [])
+        self.assertLess(places, 60)
+
+    def test_the_rooms_are_those_of_the_floor_plan(self) -> None:
+        shown = [line for _, line in self.found(self.greps[0][0])]
+        self.assertEqual(len(shown), len(self.rooms))
+        self.assertIn("Wire", self.rooms.values())
+
+    @unittest.skipIf(sys.version_info < (3, 10), "no list of the standard library's modules")
+    def test_what_is_imported_is_shown_and_is_the_standard_library(self) -> None:
+        shown = {number for number, _ in self.found(self.greps[1][0])}
+        for node in ast.walk(ast.parse(OPS.read_text("utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self.assertIn(node.lineno, shown)
+                names = [alias.name for alias in node.names]
+                for name in names if isinstance(node, ast.Import) else [str(node.module)]:
+                    top = name.partition(".")[0]
+                    self.assertIn(top, {*sys.stdlib_module_names, "__future__"})
+
+    @unittest.skipUnless(shutil.which("grep"), "needs grep")
+    def test_grep_finds_what_this_test_finds(self) -> None:
+        for command, _ in self.greps:
+            done = run("sh", "-c", f"LC_ALL=C.UTF-8 {command}", folder=SKILL)
+            numbers = [int(line.partition(":")[0]) for line in done.out.splitlines()]
+            self.assertEqual(numbers, [number for number, _ in self.found(command)], command)
+
+
+def shells() -> list[str]:
+    """The shells that a command of the README must run in."""
+    return [shell for shell in ("sh", "bash") if shutil.which(shell)]
+
+
+@unittest.skipIf(os.name == "nt", "a POSIX shell")
+class Snippets(unittest.TestCase):
+    """What the README says to paste, pasted into sh and bash, in a folder like a clone."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        for name in ("tests", "skills"):
+            os.symlink(ROOT / name, self.folder / name)
+        os.symlink(self.folder, self.folder / "cacheforge")
+        (self.folder / "bin").mkdir()
+        os.symlink(sys.executable, self.folder / "bin" / "python3")
+
+    def snippet(self, start: str) -> str:
+        """The block of the README that begins like this."""
+        blocks = re.findall(r"^```\w*\n(.*?)^```", PAGES["README.md"], re.MULTILINE | re.DOTALL)
+        (block,) = [block for block in blocks if block.startswith(start)]
+        return str(block)
+
+    def paste(self, shell: str, script: str, **env: str) -> Result:
+        """Run a block in a shell, at home in the folder."""
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        home = {"PATH": path, "HOME": str(self.folder)}
+        return run(shell, "-c", script, folder=self.folder, **{**home, **env})
+
+    def needs(self, *programs: str) -> None:
+        for program in programs:
+            if not shutil.which(program):
+                self.skipTest(f"needs {program}")
+
+    def test_the_first_link_can_be_paid_while_the_command_waits(self) -> None:
+        line = self.snippet("python3 tests/sandbox.py --balance 0 topup --wait")
+        script = line.replace("topup", "--pay-after 0.2 topup")
+        for shell in shells():
+            done = self.paste(shell, script)
+            self.assertEqual(done.exit, 0, done)
+            self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
+            self.assertRegex(done.out, r"rose by \$10\.00")
+
+    def test_the_faults_end_in_5_and_6(self) -> None:
+        for line, code in zip(
+            self.snippet("python3 tests/sandbox.py --fault").splitlines(), (5, 6)
+        ):
+            for shell in shells():
+                self.assertEqual(self.paste(shell, line).exit, code, line)
+
+    def test_the_status_line_asks_once_in_five_minutes(self) -> None:
+        line = self.snippet("f=~/.cache")
+        for shell in shells():
+            with Sandbox("12.34") as box:
+                shown = [self.paste(shell, line, **box.env).out for _ in range(3)]
+                self.assertEqual(shown, ["Balance       $12.34\n"] * 3)
+                self.assertEqual(len(box.calls()), 1)
+            shutil.rmtree(self.folder / ".cache")
+
+    def test_the_cron_line_speaks_only_of_trouble(self) -> None:
+        command = self.snippet("0 7 * * *").partition("* * * ")[2]
+        for shell in shells():
+            for balance_usd, expected in (("20", ""), ("19.99", "19.99")):
+                with Sandbox(balance_usd) as box:
+                    done = self.paste(shell, command, **box.env)
+                self.assertIn(expected, done.out)
+                self.assertEqual(bool(expected), bool(done.out), done)
+            down = self.paste(
+                shell,
+                command.replace("balance", "balance --timeout 1"),
+                CACHEFORGE_API_KEY="cf_sandbox_0123456789abcdef",
+                CACHEFORGE_BASE_URL="http://127.0.0.1:9",
+            )
+            self.assertIn("127.0.0.1:9", down.out)
+
+    def test_the_script_hands_the_link_on_and_says_what_is_there(self) -> None:
+        self.needs("jq")
+        line = self.snippet("python3 tests/sandbox.py --balance 0 --pay-after 2")
+        for shell in shells():
+            done = self.paste(shell, line.replace("--pay-after 2", "--pay-after 0.2"))
+            self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
+            self.assertEqual(done.out.splitlines()[-1], "There is $10.00")
+
     def test_the_whole_story_runs_as_one_line(self) -> None:
-        line = re.search(r"^python3 tests/sandbox.py .*--pay-after 5.*$", PAGES["README.md"], re.M)
-        assert line
-        if not shutil.which("curl"):
-            self.skipTest("needs curl")
-        script = (
-            line[0].replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 1")
+        self.needs("curl")
+        line = self.snippet("python3 tests/sandbox.py --balance 0 --pay-after 5")
+        script = line.replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 1")
+        for shell in shells():
+            done = self.paste(shell, script)
+            lines = done.out.splitlines()
+            self.assertEqual((lines[0], lines[-1]), ("chat: 402", "chat: 200"), done)
+            self.assertIn("Balance       $10.00", lines)
+
+
+class Plugin(unittest.TestCase):
+    def test_it_is_the_skill_alone(self) -> None:
+        offered = plugin()
+        self.assertEqual((offered["name"], offered["source"]), (SKILL.name, "./"))
+        self.assertEqual(offered["skills"], [f"./skills/{SKILL.name}"])
+
+
+class Workflows(unittest.TestCase):
+    def test_every_action_is_pinned_to_a_commit_and_names_its_version(self) -> None:
+        for path in sorted((ROOT / ".github" / "workflows").iterdir()):
+            used = re.findall(r"uses: (.*)", path.read_text("utf-8"))
+            self.assertTrue(used, path.name)
+            for action in used:
+                self.assertRegex(action, r"^[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
+
+    def test_a_release_begins_with_nothing_allowed_and_after_the_gate(self) -> None:
+        text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+        self.assertIn("\npermissions: {}\n", text)
+        self.assertIn("needs: gate", text)
+        self.assertEqual(
+            re.findall(r"(\S+): write", text), ["contents", "id-token", "attestations"]
         )
-        done = run("sh", "-c", script.replace("python3 ", f"{sys.executable} "))
-        lines = done.out.splitlines()
-        self.assertEqual((lines[0], lines[-1]), ("chat: 402", "chat: 200"), done)
-        self.assertIn("Balance       $10.00", lines)
 
 
 def plain(text: str) -> str:
