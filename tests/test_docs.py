@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -382,15 +383,85 @@ class Snippets(unittest.TestCase):
             self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
             self.assertEqual(done.out.splitlines()[-1], "There is $10.00")
 
-    def test_the_whole_story_runs_as_one_line(self) -> None:
+    def test_the_smoke_test_passes_inside_the_sandbox_and_fails_where_it_should(self) -> None:
+        self.needs("curl", "sed")
+        script = self.snippet("python3 tests/sandbox.py --balance 0 --exec sh")
+        for shell in shells():
+            self.assertEqual(self.paste(shell, script).exit, 0)
+            funded = self.paste(shell, script.replace("--balance 0", "--balance 1"))
+            self.assertNotEqual(funded.exit, 0)
+
+    def test_the_server_of_a_script_answers_and_is_gone_when_the_script_ends(self) -> None:
         self.needs("curl")
-        line = self.snippet("python3 tests/sandbox.py --balance 0 --pay-after 5")
-        script = line.replace("--pay-after 5", "--pay-after 0.2").replace("--wait 20", "--wait 1")
+        script = self.snippet(": > sandbox.env")
         for shell in shells():
             done = self.paste(shell, script)
-            lines = done.out.splitlines()
-            self.assertEqual((lines[0], lines[-1]), ("chat: 402", "chat: 200"), done)
-            self.assertIn("Balance       $10.00", lines)
+            self.assertEqual(done.exit, 0, done)
+            self.assertIn('"tn_sandbox"', done.out)
+            port = re.findall(r"127\.0\.0\.1:(\d+)", (self.folder / "sandbox.env").read_text())
+            with self.assertRaises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", int(port[0])), timeout=5)
+
+    def test_the_server_of_a_script_says_so_where_its_port_is_busy(self) -> None:
+        self.needs("curl")
+        with socket.create_server(("127.0.0.1", 0)) as busy:
+            port = busy.getsockname()[1]
+            script = self.snippet(": > sandbox.env").replace("--serve", f"--serve --port {port}")
+            for shell in shells():
+                done = self.paste(shell, script)
+                self.assertNotEqual(done.exit, 0)
+                self.assertIn(str(port), done.err)
+                self.assertNotIn("Traceback", done.err)
+
+
+PROGRAM = """
+import os, urllib.error, urllib.request
+
+def ask():
+    url = os.environ["CACHEFORGE_BASE_URL"] + "/v1/chat/completions"
+    key = {"Authorization": "Bearer " + os.environ["CACHEFORGE_API_KEY"]}
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, b"{}", key), timeout=10).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return "out of credit" if error.code == 402 else "trouble"
+    return "an answer"
+"""
+DRIVER = """
+import os, unittest
+from unittest import mock
+import my_program, pytest
+from sandbox import Sandbox
+
+EXAMPLE
+
+class Fixture(unittest.TestCase):
+    def test_the_fixture_has_an_account_with_credit(self):
+        with mock.patch.dict(os.environ):
+            monkeypatch = mock.Mock(setenv=os.environ.__setitem__)
+            for account in box(monkeypatch):
+                self.assertEqual(my_program.ask(), "an answer")
+                account.spend()
+                self.assertEqual(my_program.ask(), "out of credit")
+"""
+
+
+class Library(unittest.TestCase):
+    """The README's examples in Python; pytest's part is to call the fixture."""
+
+    def test_the_examples_for_unittest_and_pytest_work_in_somebody_elses_project(self) -> None:
+        (example,) = re.findall(r"^```python\n(.*?)^```", PAGES["README.md"], re.M | re.S)
+        for part in example.split("\n\n"):
+            self.assertLess(len(part.splitlines()), 10)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            shutil.copy(ROOT / "tests" / "sandbox.py", folder)
+            (folder / "my_program.py").write_text(PROGRAM)
+            (folder / "pytest.py").write_text("def fixture(function):\n    return function\n")
+            (folder / "test_mine.py").write_text(DRIVER.replace("EXAMPLE", example))
+            done = run(sys.executable, "-m", "unittest", "-v", "test_mine", folder=folder)
+        self.assertEqual(done.exit, 0, done)
+        self.assertIn("Ran 2 tests", done.err)
 
 
 class Plugin(unittest.TestCase):
