@@ -166,6 +166,15 @@ class Skill(unittest.TestCase):
         for word in ("balance", "402", "Use "):
             self.assertIn(word, match[1][:160])
 
+    def test_it_says_first_that_the_program_lies_beside_it_and_names_the_published_path_once(
+        self,
+    ) -> None:
+        for name in ("SKILL.md", "SKILL.zh-CN.md"):
+            text = PAGES[name]
+            first = text.index("`ops.py`")
+            self.assertLess(first, text.index("**402"))
+            self.assertEqual(text.count("skills/cacheforge-ops/ops.py"), 1)
+
 
 class Translation(unittest.TestCase):
     """The Chinese page says the same things in the same places."""
