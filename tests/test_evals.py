@@ -157,7 +157,7 @@ SLIPS: list[tuple[str, Callable[[Agent], str], str]] = [
     ),
     ("unpaid-link", runs("balance", "topup"), "writes"),
     ("unpaid-link", runs(says="not yet $0"), "reads_billing"),
-    ("uncertain-key", runs("keys --create", says="key_2"), "reads_keys"),
+    ("uncertain-key", runs(*["keys --create"] * 3, says="key_2"), "keys_made"),
     ("bossy-tenant", runs("info", "keys --create"), "writes"),
     ("wrong-key", runs(*["balance"] * 5), "requests"),
     ("before-a-batch", runs("topup", "balance", says="No, 12.34"), "writes"),
