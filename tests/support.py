@@ -125,31 +125,6 @@ def next_words(line: str) -> list[str]:
     return words[2:]
 
 
-# OLD OPS.PY, delete: it has a Console for a clock, so give it a Clock
-if hasattr(ops, "Console") and not hasattr(ops, "Clock"):
-    import time
-
-    class _Clock:
-        def now(self) -> float:
-            return time.monotonic()
-
-        def sleep(self, seconds: float) -> None:
-            time.sleep(seconds)
-
-    class _Console(ops.Console):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self._clock = ops.Clock()
-
-        def now(self) -> float:
-            return self._clock.now()
-
-        def sleep(self, seconds: float) -> None:
-            self._clock.sleep(seconds)
-
-    ops.Clock, ops.Console = _Clock, _Console
-# OLD OPS.PY, end
-
 if not hasattr(ops, "Clock"):
     raise ImportError("ops.Clock is gone: without it the tests would wait for real")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ import unittest
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 from unittest import mock
 
 import sandbox
@@ -159,6 +161,78 @@ def difference(path: Path, update: bool = False) -> str:
     if update:
         path.write_text("\n".join(now) + "\n", "utf-8")
     return "\n".join(difflib.unified_diff(page.splitlines(), now, path.name, "now", lineterm=""))
+
+
+class Answer(NamedTuple):
+    """What stands on a page."""
+
+    command: str
+    out: list[str]
+    err: list[str]
+    exit: int
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """All that was said under --json."""
+        return [json.loads(line) for line in self.out + self.err]
+
+
+def answers(mark: str = "console") -> Iterator[Answer]:
+    """The answers in the blocks that are marked like this, on all pages."""
+    for path in PAGES:
+        for block in re.findall(rf"^```{mark}.*?\n(.*?)^```", path.read_text("utf-8"), re.M | re.S):
+            for answer in re.split(r"^\$ ", block, flags=re.M)[1:]:
+                command, *said, last = answer.splitlines()
+                out = [line for line in said if not line.startswith("2> ")]
+                err = [line[len("2> ") :] for line in said if line.startswith("2> ")]
+                yield Answer(command, out, err, int(last[len("exit ") :]))
+
+
+class Pages(unittest.TestCase):
+    """What holds for all that the pages show."""
+
+    def test_only_an_answer_is_on_stdout_and_no_failure_is_without_a_word(self) -> None:
+        for answer in answers():
+            with self.subTest(answer.command):
+                self.assertIn(answer.exit, (0, 1, 2, 3, 4, 5, 6, 130))
+                if answer.exit not in (0, 4):
+                    self.assertEqual(answer.out, [])
+                    self.assertTrue(answer.err)
+
+    def test_neither_a_secret_nor_a_mistake_of_the_program_is_shown(self) -> None:
+        for mark in ("console", "sh", "terminal"):
+            for answer in answers(mark):
+                told = "\n".join(answer.out + answer.err)
+                self.assertNotRegex(told, r"cf_\w+cdef\b(?<!cf_0123456789abcdef0123456789abcdef)")
+                self.assertNotRegex(told, "sk-or-v1-0123456789|Traceback|mistake in this program")
+
+    def test_under_json_everything_is_json_and_an_error_has_all_its_parts(self) -> None:
+        repeatable = {5: (True,), 130: (True, False)}
+        names = ["code", "message", "exit", "http_status", "request_id", "retryable"]
+        names += ["retry_after_seconds", "hint", "next"]
+        found = 0
+        for answer in answers():
+            if "--json" not in answer.command.split() or "--help" in answer.command:
+                continue
+            for said in answer.objects:
+                if "error" in said:
+                    found += 1
+                    self.assertEqual(list(said["error"]), names)
+                    self.assertEqual(said["error"]["exit"], answer.exit)
+                    told = said["error"]["retryable"]
+                    self.assertIn(told, repeatable.get(answer.exit, (False,)), answer)
+        self.assertGreater(found, 60)
+
+    def test_each_next_line_is_a_command_that_is_not_refused(self) -> None:
+        said = "\n".join(path.read_text("utf-8") for path in PAGES)
+        lines = set(re.findall(r'(?:Next: |"next":")python3 \S+/ops\.py ([^"\n]+)', said))
+        self.assertGreater(len(lines), 15)
+        for line in lines:
+            with self.subTest(line), Sandbox() as box:
+                box.books.card_saved = True
+                for _ in range(3):
+                    box.service.create_key({})
+                self.assertNotEqual(call_ops(*shlex.split(line), **box.env).exit, 2)
 
 
 @unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX systems and shells")
