@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -26,20 +27,13 @@ sys.path.insert(0, str(SKILL))
 import ops  # noqa: E402
 from sandbox import DEFAULT_KEY, Fault, Sandbox, Seen  # noqa: E402
 
-__all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Result", "Sandbox", "SandboxTest"]
-__all__ += [
-    "JumpingClock",
-    "QuickClock",
-    "Seen",
-    "base_env",
-    "call_on",
-    "call_ops",
-    "end",
-    "next_words",
-]
-__all__ += ["ops", "run", "run_ops", "start"]
+__all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Sandbox", "Seen", "ops"]
 
 PATIENCE_S = 60
+BILLING = "GET /v1/account/billing"
+TOPUP = "POST /v1/account/billing/topup"
+KEYS = "GET /v1/account/keys"
+CREATE = "POST /v1/account/keys"
 
 # a runner in the background may have been told to ignore Ctrl-C, and children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -103,6 +97,42 @@ def start(*command: str, **env: str) -> subprocess.Popen[str]:
         env=base_env(**env),
         text=True,
     )
+
+
+def on_terminal(
+    *command: str, columns: int = 80, typed: bytes = b"", env: Mapping[str, str] | None = None
+) -> Result:
+    """Run a command on a terminal of its own; its screen is the standard output. What is typed
+    is typed at the first question or countdown."""
+    import fcntl
+    import pty
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, bytes([24, 0, columns, 0, 0, 0, 0, 0]))
+    # a session that has no terminal yet takes the first one that it opens, with its Ctrl-C
+    adopt = ("sh", "-c", f'exec "$@" <{os.ttyname(slave)}', "sh")
+    child = subprocess.Popen(
+        (*adopt, *command),
+        stdout=slave,
+        stderr=slave,
+        env=base_env(TERM="xterm", **(env or {})),
+        start_new_session=True,
+    )
+    os.close(slave)
+    rescue = threading.Timer(PATIENCE_S / 3, os.killpg, (child.pid, signal.SIGKILL))
+    rescue.start()
+    screen = b""
+    with contextlib.suppress(OSError):  # EIO is the end
+        while block := os.read(master, 65536):
+            screen += block
+            if typed and re.search(rb"(: |\] |left )$", screen):
+                os.write(master, typed)
+                typed = b""
+    code = child.wait()
+    rescue.cancel()
+    os.close(master)
+    return Result(128 - code if code < 0 else code, screen, b"")
 
 
 def end(child: subprocess.Popen[Any]) -> None:

@@ -8,19 +8,17 @@ answers: standard output as it is, standard error behind `2> `, the exit code. O
 differs from run to run is replaced by a name (VARIES). A block marked `console` runs in
 this process on a clock that jumps, against a sandbox made by the same options; `sh`, by a
 shell in real processes; `terminal COLUMNS [WORDS]`, also on a terminal of that width,
-where WORDS are typed at the first question, or ^C at the first countdown.
+where WORDS are typed at the first question, or a key such as ^C at it or the countdown.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +30,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import sandbox
-from support import PATIENCE_S, ROOT, Result, Sandbox, base_env, call_ops, run
+from support import ROOT, Result, Sandbox, call_ops, on_terminal, run
 
 PAGES = sorted((ROOT / "tests" / "transcripts").glob("*.md"))
 VARIES = (
@@ -82,34 +80,12 @@ def press_ctrl_c(box: Sandbox, call: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def on_terminal(line: str, columns: str, typed: str = "") -> Result:
-    """Run a line as it stands on a terminal; its screen is the standard output."""
-    import fcntl
-    import pty
-    import termios
-
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, bytes([24, 0, int(columns), 0, 0, 0, 0, 0]))
-    # a session that has no terminal yet takes the first one that it opens, with its Ctrl-C
-    command = ["sh", "-c", f"exec <{os.ttyname(slave)}; {line}"]
-    env = base_env(TERM="xterm")
-    child = subprocess.Popen(command, stdout=slave, stderr=slave, env=env, start_new_session=True)
-    os.close(slave)
-    rescue = threading.Timer(PATIENCE_S / 3, os.killpg, (child.pid, signal.SIGKILL))
-    rescue.start()
-    screen = b""
-    with contextlib.suppress(OSError):  # EIO is the end
-        while block := os.read(master, 65536):
-            screen += block
-            if typed and re.search(rb"(: |\] |left )$", screen):
-                os.write(master, b"\x03" if typed == "^C" else typed.encode() + b"\n")
-                typed = ""
-    code = child.wait()
-    rescue.cancel()
-    os.close(master)
-    for shown, name in ((b"\r\n", "\n"), (b"\r", "␍"), (b"\x1b", "␛")):
-        screen = screen.replace(shown, name.encode())
-    return Result(128 - code if code < 0 else code, screen, b"")
+def at_terminal(line: str, columns: str, typed: str = "") -> Result:
+    """Run a line in a shell on a terminal; a word such as ^C is typed as that key."""
+    keys = chr(ord(typed[1]) - 64) if typed[:1] == "^" else f"{typed}\n" if typed else ""
+    result = on_terminal("sh", "-c", line, columns=int(columns), typed=keys.encode())
+    screen = result.out.replace("\r", "␍").replace("\x1b", "␛")
+    return Result(result.exit, screen.encode(), b"")
 
 
 def as_lines(result: Result) -> Iterator[str]:
@@ -140,7 +116,7 @@ def retyped(page: str) -> Iterator[str]:
             elif mark == "sh" and line.startswith("$ "):
                 lines.append(pool.submit(run, "sh", "-c", line[2:], folder="."))
             elif mark and line.startswith("$ "):
-                lines.append(pool.submit(on_terminal, line[2:], *mark.split(" ", 2)[1:]))
+                lines.append(pool.submit(at_terminal, line[2:], *mark.split(" ", 2)[1:]))
     for each in lines:
         yield from [each] if isinstance(each, str) else as_lines(each.result())
 
