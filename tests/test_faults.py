@@ -12,7 +12,6 @@ import copy
 import gzip
 import json
 import tempfile
-import unittest
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -608,7 +607,3 @@ class Echo(FaultTest):
         ):
             result = self.end("balance", fault, exit_code)
             self.check_hidden(result.err, DEFAULT_KEY, DEFAULT_KEY)
-
-
-if __name__ == "__main__":
-    unittest.main()

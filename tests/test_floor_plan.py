@@ -120,7 +120,3 @@ class FloorPlan(unittest.TestCase):
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno
                 self.assertLess(length, 60, f"{node.name} has {length} lines")
-
-
-if __name__ == "__main__":
-    unittest.main()

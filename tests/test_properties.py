@@ -242,7 +242,3 @@ class AnySetting(unittest.TestCase):
             self.assertEqual((result.exit, result.out), (3 if box.requests else 2, ""))
             for seen in box.requests:
                 self.assertRegex(seen.headers["Authorization"], r"\ABearer [!-~]+\Z")
-
-
-if __name__ == "__main__":
-    unittest.main()

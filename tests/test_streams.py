@@ -284,7 +284,3 @@ class OurOwnMistakes(SandboxTest):
             self.assertRegex(result.err, f"mistake in this program.*{re.escape(ops.__version__)}")
             self.assertRegex(result.err, "(?i)report")
             self.assertNotRegex(result.err, f"Traceback|{DEFAULT_KEY[:12]}|support.py")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
-import unittest
-from concurrent.futures import ThreadPoolExecutor
 
-from support import Fault, Result, Sandbox, SandboxTest, run_ops
-
-BILLING = "GET /v1/account/billing"
+from support import BILLING, Fault, SandboxTest
 
 NASTY = {
     "sgr": "\x1b[31mred\x1b[0m",
@@ -37,7 +33,6 @@ NASTY = {
     "long": "x" * 1_000_000,
     "zalgo": "Z" + "\u0335" * 500,
 }
-ENCODINGS = ("utf-8", "ascii", "cp1252", "utf-16")
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 INVISIBLE = set("\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad") | {
     chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xE0000, 0xE1000))
@@ -90,27 +85,3 @@ class Text(SandboxTest):
                     headers = {"X-Request-Id": request_id}
                     self.box.script(BILLING, Fault.reply(400, body, headers))
                     self.assert_clean(self.fails(1, "balance").err)
-
-    def test_every_encoding_is_survived_by_a_real_process(self) -> None:
-        jobs = [(name, encoding) for name in ("wide", "emoji", "sgr") for encoding in ENCODINGS]
-
-        def run(job: tuple[str, str]) -> Result:
-            with Sandbox() as box:
-                box.books.tenant_name = NASTY[job[0]]
-                return run_ops("info", **box.env, PYTHONIOENCODING=job[1], LC_ALL="C")
-
-        with ThreadPoolExecutor(4) as pool:
-            for job, result in zip(jobs, pool.map(run, jobs)):
-                with self.subTest(job=job):
-                    self.assertEqual((result.exit, result.err), (0, ""), result)
-                    self.assertIn("tn_sandbox", result.raw.decode(job[1]))
-
-    def test_a_new_key_survives_an_ascii_terminal(self) -> None:
-        for encoding in ("ascii", "cp1252"):
-            result = self.process("keys", "--create", PYTHONIOENCODING=encoding, LC_ALL="C")
-            self.assertEqual(result.exit, 0)
-            self.assertEqual(result.out.splitlines()[0], self.box.books.keys[-1].secret)
-
-
-if __name__ == "__main__":
-    unittest.main()

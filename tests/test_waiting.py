@@ -13,8 +13,10 @@ from typing import Any, Callable
 from unittest import mock
 
 from support import (
+    BILLING,
     OPS,
     PATIENCE_S,
+    TOPUP,
     Fault,
     JumpingClock,
     Result,
@@ -25,43 +27,7 @@ from support import (
     ops,
 )
 
-BILLING = "GET /v1/account/billing"
-TOPUP = "POST /v1/account/billing/topup"
 MICROUSD_PER_USD = 1_000_000
-
-
-class Least(SandboxTest):
-    """`balance --min`"""
-
-    def test_enough_exits_0(self) -> None:
-        for least in ("0", "12.34", "12", "1234c", "12.34usd"):
-            found = self.ok("balance", "--min", least, "--json").json
-            self.assertEqual((found["enough"], found["short_microusd"]), (True, 0))
-            self.assertIsNone(found["next"])
-
-    def test_below_exits_4_and_still_prints_the_balance_and_what_is_short(self) -> None:
-        for least, short_microusd in (("12.35", 10_000), ("1300c", 660_000), ("40", 27_660_000)):
-            result = self.ops("balance", "--min", least)
-            self.assertEqual((result.exit, result.err), (4, ""))
-            self.assertIn("$12.34", result.out)
-            found = self.ops("balance", "--min", least, "--json")
-            self.assertEqual((found.exit, found.json["enough"]), (4, False))
-            self.assertEqual(found.json["short_microusd"], short_microusd)
-            command, option, usd = next_words(found.json["next"])
-            self.assertEqual((command, option), ("topup", "--amount"))
-            self.assertEqual(int(usd), max(10, -(-short_microusd // MICROUSD_PER_USD)))
-
-    def test_the_comparison_is_exact_to_the_microdollar(self) -> None:
-        self.box.books.credit("a sliver", -1)
-        found = self.ops("balance", "--min", "12.34", "--json")
-        self.assertEqual((found.exit, found.json["short_microusd"]), (4, 1))
-        self.assertIn("$0.02", self.ops("balance", "--min", "12.35").out)  # a cent would not do
-
-    def test_the_next_step_is_never_one_that_is_refused(self) -> None:
-        found = self.ops("balance", "--min", "700", "--json")
-        self.assertEqual(found.exit, 4)
-        if found.json["next"]:
-            self.assertNotEqual(self.ops(*next_words(found.json["next"]), "--dry-run").exit, 2)
 
 
 class Clocked(SandboxTest):
@@ -135,12 +101,6 @@ class BalanceWait(Clocked):
         self.wait("balance", "--wait", "20")
         self.assert_passed(20)
 
-    def test_the_command_that_goes_on_waits_for_the_same(self) -> None:
-        found = self.wait("balance", "--wait", "20", "--min", "2.50", "--json").json
-        words = next_words(found["next"])
-        self.assertIn("--wait", words)
-        self.assertEqual(words[words.index("--min") + 1], "2.50")
-
     def test_credit_that_lands_just_before_the_end_is_seen(self) -> None:
         for seconds in (3, 20, 100):
             self.box.books.ledger.clear()
@@ -186,8 +146,8 @@ class BalanceWait(Clocked):
     def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
         self.box.script(BILLING, *[Fault(end="hang")] * 9)
         began = time.monotonic()
-        result = call_on(ops.Clock(), "balance", "--wait", "3", **self.box.env)
-        self.assertTrue(2.9 <= time.monotonic() - began < 3.9)
+        result = call_on(ops.Clock(), "balance", "--wait", "1", **self.box.env)
+        self.assertTrue(0.9 <= time.monotonic() - began < 1.9)
         self.assertEqual((result.exit, result.out), (5, ""))
 
 
@@ -319,7 +279,3 @@ class Processes(SandboxTest):
         self.assertEqual(child.returncode, 0)
         self.assertTrue(link["payment_url"].startswith(self.box.url))
         self.assertIs(json.loads(out)["credit_rose"], True)
-
-
-if __name__ == "__main__":
-    unittest.main()
