@@ -389,73 +389,40 @@ class ReadBack(FaultTest):
                     self.assertEqual(self.meet(name).exit, 5)
 
 
-MOMENT = "2026-01-02T00:00:00Z"
-# what each command reads of which reply: a good one; where each part is, its type, and where
-# JSON shows it: nowhere, if without it there is no answer
+# what each command reads: where in the reply, its type, and where JSON shows it; where it shows
+# nothing, there is no answer without it
 Parts = tuple[tuple[str, type, Optional[str]], ...]
-FIELDS: dict[str, tuple[Any, Parts]] = {
+FIELDS: dict[str, Parts] = {
     "balance": (
-        {
-            "billing": {
-                "creditBalanceMicrousd": 12_340_000,
-                "autoTopupEnabled": True,
-                "autoTopupThresholdCents": 200,
-                "autoTopupAmountCents": 1000,
-                "defaultPaymentMethodSet": True,
-            }
-        },
-        (
-            ("billing", dict, None),
-            ("billing.creditBalanceMicrousd", int, None),
-            ("billing.autoTopupEnabled", bool, "auto_topup.enabled"),
-            ("billing.autoTopupThresholdCents", int, "auto_topup.threshold_cents"),
-            ("billing.autoTopupAmountCents", int, "auto_topup.amount_cents"),
-            ("billing.defaultPaymentMethodSet", bool, "card_saved"),
-        ),
+        ("billing", dict, None),
+        ("billing.creditBalanceMicrousd", int, None),
+        ("billing.autoTopupEnabled", bool, "auto_topup.enabled"),
+        ("billing.autoTopupThresholdCents", int, "auto_topup.threshold_cents"),
+        ("billing.autoTopupAmountCents", int, "auto_topup.amount_cents"),
+        ("billing.defaultPaymentMethodSet", bool, "card_saved"),
     ),
     "upstream": (
-        {"configured": True, "upstream": {"kind": "custom", "baseUrl": "https://x.example"}},
-        (
-            ("configured", bool, None),
-            ("upstream", dict, "kind"),
-            ("upstream.kind", str, "kind"),
-            ("upstream.baseUrl", str, "base_url"),
-        ),
+        ("configured", bool, None),
+        ("upstream", dict, "kind"),
+        ("upstream.kind", str, "kind"),
+        ("upstream.baseUrl", str, "base_url"),
     ),
     "keys": (
-        {
-            "keys": [
-                {
-                    **{"id": "key_1", "prefix": "cf_other", "label": "ci"},
-                    **{"createdAt": MOMENT, "lastUsedAt": MOMENT, "revokedAt": MOMENT},
-                }
-            ]
-        },
-        (
-            ("keys", list, None),
-            ("keys.0.id", str, "keys.0.id"),
-            ("keys.0.prefix", str, "keys.0.prefix"),
-            ("keys.0.label", str, "keys.0.label"),
-            ("keys.0.createdAt", str, "keys.0.created_at"),
-            ("keys.0.lastUsedAt", str, "keys.0.last_used_at"),
-            ("keys.0.revokedAt", str, "keys.0.revoked_at"),
-        ),
+        ("keys", list, None),
+        ("keys.1.id", str, "keys.1.id"),
+        ("keys.1.prefix", str, "keys.1.prefix"),
+        ("keys.1.label", str, "keys.1.label"),
+        ("keys.1.createdAt", str, "keys.1.created_at"),
+        ("keys.1.lastUsedAt", str, "keys.1.last_used_at"),
+        ("keys.1.revokedAt", str, "keys.1.revoked_at"),
     ),
     "info": (
-        {
-            "tenant": {
-                **{"id": "tn_1", "name": "Acme", "status": "active"},
-                **{"upstreamConfigured": True, "activeKeys": 3},
-            }
-        },
-        (
-            ("tenant", dict, None),
-            ("tenant.id", str, "tenant.id"),
-            ("tenant.name", str, "tenant.name"),
-            ("tenant.status", str, "tenant.status"),
-            ("tenant.upstreamConfigured", bool, "tenant.upstream_configured"),
-            ("tenant.activeKeys", int, "tenant.active_keys"),
-        ),
+        ("tenant", dict, None),
+        ("tenant.id", str, "tenant.id"),
+        ("tenant.name", str, "tenant.name"),
+        ("tenant.status", str, "tenant.status"),
+        ("tenant.upstreamConfigured", bool, "tenant.upstream_configured"),
+        ("tenant.activeKeys", int, "tenant.active_keys"),
     ),
 }
 ABSENT = object()
@@ -474,18 +441,21 @@ class Fields(FaultTest):
         changed = copy.deepcopy(reply)
         *way, last = path.split(".")
         holder = self.find(changed, way)
+        holder[last] = value
         if value is ABSENT:
             del holder[last]
-        else:
-            holder[last] = value
         return changed
 
     def test_evidence_must_be_right_and_all_else_is_null_where_it_is_wrong(self) -> None:
-        for name, (reply, parts) in FIELDS.items():
+        self.box.books.auto_topup.update(enabled=True, thresholdCents=200, amountCents=1000)
+        self.box.books.upstream = {"kind": "custom", "baseUrl": "https://x.example"}
+        self.box.books.keys[1].label = self.box.books.keys[1].revoked_at = "x"
+        self.box.books.keys[1].last_used_at = "2026-01-02T00:00:00Z"
+        for name, parts in FIELDS.items():
+            reply = self.box.service.routes[COMMANDS[name][1]](None)
             for path, kind, shown in parts:
-                for value in VALUES:
-                    if type(value) is kind:
-                        continue
+                self.assertIs(type(self.find(reply, path.split("."))), kind, path)
+                for value in (wrong for wrong in VALUES if type(wrong) is not kind):
                     with self.subTest(name=name, path=path, value=value):
                         fault = Fault.reply(200, self.put(reply, path, value))
                         self.end(name, fault, 0 if shown else 1)

@@ -75,11 +75,6 @@ class BalanceWait(Clocked):
         self.assertIsNone(result.json["next"])
         self.assertTrue(30 <= self.clock.passed_s <= 42.5, self.clock.slept)
 
-    def test_with_credit_there_it_does_not_wait(self) -> None:
-        self.pay()
-        result = self.wait("balance", "--wait")
-        self.assertEqual((result.exit, self.clock.slept), (0, []))
-
     def test_with_a_least_balance_it_waits_for_that(self) -> None:
         self.pay()
         for least, usd in (("15", "20.00"), ("30", "30.00")):
@@ -132,16 +127,10 @@ class BalanceWait(Clocked):
             self.assertGreaterEqual(next_s - busy_s, 90)
             self.box.books.ledger.clear()
 
-    def test_no_look_that_tells_anything_exits_5(self) -> None:
-        self.box.script(BILLING, *[Fault.reply(503, {})] * 99)
-        result = self.wait("balance", "--wait")
-        self.assertEqual((result.exit, result.out), (5, ""))
-
     def test_a_refused_key_ends_it_at_once(self) -> None:
-        for status in (401, 403):
-            self.box.script(BILLING, self.honest(), Fault.reply(status, {"error": "no"}))
-            self.assertEqual(self.wait("balance", "--wait").exit, 3)
-            self.assertLess(self.clock.passed_s, 15)
+        self.box.script(BILLING, self.honest(), Fault.reply(401, {"error": "no"}))
+        self.assertEqual(self.wait("balance", "--wait").exit, 3)
+        self.assertLess(self.clock.passed_s, 15)
 
     def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
         self.box.script(BILLING, *[Fault(end="hang")] * 9)
@@ -170,22 +159,10 @@ class TopupWait(Clocked):
         self.assertIn("payment_url", json.loads(seen[0]))
         self.assertEqual(self.box.calls()[:2], [BILLING, TOPUP])
 
-    def test_the_second_object_says_that_credit_rose(self) -> None:
-        result = self.wait("topup", "--wait", "--json", events={20: self.pay})
-        self.assertEqual((result.exit, len(self.links(result))), (0, 1))
-        landed = json.loads(result.out.splitlines()[1])
-        self.assertEqual((landed["credit_rose"], landed["balance_usd"]), (True, "10.00"))
-        self.assertNotIn("paid", landed)
-        text = self.wait("topup", "--wait", events={20: self.pay}).out
-        self.assertIn("\nCredit rose by $10.00.\n", text)
-
     def test_unpaid_exits_4_exactly_on_time_with_one_link(self) -> None:
         result = self.wait("topup", "--wait", "30", "--json")
         self.assertEqual((result.exit, len(self.links(result))), (4, 1))
         self.assert_passed(30)
-        found = json.loads(result.out.splitlines()[1])
-        self.assertIs(found["credit_rose"], False)
-        self.assertEqual(next_words(found["next"]), ["balance", "--wait"])
 
     def test_where_there_was_credit_the_next_step_waits_for_this_payment_alone(self) -> None:
         self.box.books.credit("opening", 1_500_000)
@@ -201,17 +178,6 @@ class TopupWait(Clocked):
         self.assertEqual(result.exit, 4, result)
         events = {10: self.spend, 11: self.spend, 60: self.pay}
         self.assertEqual(self.wait("topup", "--wait", events=events).exit, 0)
-
-    def test_only_a_refused_key_stops_it_at_the_look(self) -> None:
-        for status in (400, 402, 404, 503):
-            self.box.books.links.clear()
-            self.box.script(BILLING, Fault.reply(status, {}))
-            result = self.wait("topup", "--json")
-            self.assertEqual((result.exit, len(self.links(result))), (0, 1))
-            self.assertEqual(next_words(result.json["next"]), ["balance", "--wait"])
-        self.box.script(BILLING, Fault.reply(401, {}))
-        self.assertEqual(self.wait("topup").exit, 3)
-        self.assertEqual(self.box.calls()[-1], BILLING)
 
     def test_troubles_after_the_link_are_notes_and_it_ends_in_4(self) -> None:
         for fault in (
