@@ -107,7 +107,8 @@ class AnyReply(unittest.TestCase):
             self.assertEqual(result.exit, 6 if name == "keys_create" else 5)
         elif status >= 300:
             self.assertIn(
-                result.exit, {401: (3,), 402: (4,), 403: (3,), 429: (5,)}.get(status, (1,))
+                result.exit,
+                {401: (3,), 402: (4,), 403: (3,), 407: (2,), 429: (5,)}.get(status, (1,)),
             )
         elif name != "keys_create":
             self.assertNotEqual(result.exit, 6)

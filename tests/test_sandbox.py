@@ -130,6 +130,10 @@ class Wire(SandboxTest):
         rule = {"enabled": True, "thresholdCents": 1234, "amountCents": 1000}
         call = "PATCH /v1/account/billing/auto-topup"
         self.assertEqual(self.ask(call, rule).status, 400)
+        self.box.books.auto_topup = {**rule, "thresholdCents": 9999}
+        self.ask(CHAT, {})
+        self.assertEqual(self.box.books.balance_microusd, 12_320_000)
+        self.box.books.credit("back", 20_000)
         self.save_card()
         self.assertEqual(self.ask(call, rule).status, 200)
         self.assertEqual(self.box.books.balance_microusd, 12_340_000)
@@ -137,11 +141,6 @@ class Wire(SandboxTest):
         self.assertEqual(self.box.books.balance_microusd, 12_340_000 - 20_000 + 10_000_000)
         self.ask(call, {**rule, "thresholdCents": 9999})  # at once
         self.assertEqual(self.box.books.balance_microusd, 32_320_000)
-
-    def test_without_a_card_a_rule_charges_nothing(self) -> None:
-        self.box.books.auto_topup = {"enabled": True, "thresholdCents": 9999, "amountCents": 1000}
-        self.ask(CHAT, {})
-        self.assertEqual(self.box.books.balance_microusd, 12_320_000)
 
     def test_keys_are_shown_once_and_die_when_revoked(self) -> None:
         made = self.ask(CREATE, {}).json
@@ -245,19 +244,16 @@ class Wire(SandboxTest):
 
 
 class Page(html.parser.HTMLParser):
-    """A page taken apart: its text, its links, its language; every tag has to be closed."""
+    """A page whose tags have to be closed, each in its turn."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: list[str] = []
         self.feed(text)
         if self.open:
             raise ValueError(f"not closed: {self.open}")
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += attrs
+    def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag not in ("meta", "link"):
             self.open.append(tag)
 
@@ -265,30 +261,24 @@ class Page(html.parser.HTMLParser):
         if self.open.pop() != tag:
             raise ValueError(f"closed too early: {tag}")
 
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style" and data.strip():
-            self.words.append(data.strip())
-
 
 class PaymentPages(SandboxTest):
-    def get(self, path: str) -> tuple[int, list[str], Page]:
+    def get(self, path: str, *parts: str) -> Reply:
+        """A page, on which these parts have to stand."""
         reply = ask(self.box, f"GET {path}", Authorization="")
         self.assertEqual(reply.headers["Cache-Control"], "no-store")
-        page = Page(reply.text)
-        for part in (("lang", "en"), ("name", "viewport"), ("href", "data:,")):
-            self.assertIn(part, page.attributes)
-        return reply.status, page.words, page
+        Page(reply.text)
+        for part in ('lang="en"', 'name="viewport"', 'href="data:,"', *parts):
+            self.assertIn(part, reply.text)
+        return reply
 
     def link(self, amount_usd: int = 25, method: str = "stripe") -> str:
         self.box.books.links["open"] = sandbox.Link("open", amount_usd, method)
         return "/pay/open"
 
     def test_an_unpaid_link_shows_amount_method_a_button_and_a_way_out(self) -> None:
-        _, words, page = self.get(self.link(1000, "crypto"))
-        for part in ("$1,000.00", "in crypto", "Pay $1,000.00", "Cancel"):
-            self.assertIn(part, words)
-        self.assertIn(("href", "/pay/open/cancel"), page.attributes)
-        self.assertIn(("method", "post"), page.attributes)
+        parts = (">$1,000.00<", "in crypto", ">Pay $1,000.00<", ">Cancel<", 'method="post"')
+        self.get(self.link(1000, "crypto"), *parts, 'href="/pay/open/cancel"')
 
     def test_paying_leads_to_a_page_that_can_be_reloaded_and_credits_once(self) -> None:
         path = self.link()
@@ -297,22 +287,19 @@ class PaymentPages(SandboxTest):
             self.assertEqual((reply.status, reply.headers["Location"]), (303, path))
         self.assertEqual(self.box.books.balance_microusd, 37_340_000)
         for where in (path, f"{path}/cancel"):
-            _, words, page = self.get(where)
-            self.assertIn("Paid. You can close this page.", words)
-            self.assertNotIn(("method", "post"), page.attributes)
+            reply = self.get(where, "Paid. You can close this page.")
+            self.assertNotIn('method="post"', reply.text)
 
     def test_cancelling_charges_nothing_and_leads_back(self) -> None:
-        status, words, page = self.get(f"{self.link()}/cancel")
-        self.assertEqual(status, 200)
-        self.assertIn("Nothing was charged. The link stays open.", words)
-        self.assertIn(("href", "/pay/open"), page.attributes)
+        parts = ("Nothing was charged. The link stays open.", 'href="/pay/open"')
+        self.assertEqual(self.get(f"{self.link()}/cancel", *parts).status, 200)
         self.assertEqual(self.box.books.balance_microusd, 12_340_000)
 
     def test_an_unknown_link_gets_a_page_as_good_as_the_others(self) -> None:
         self.link()
         for path in ("/pay/", "/pay/nope", "/pay/open/else", "/pay/%3Cb%3E"):
-            status, words, _ = self.get(path)
-            self.assertEqual((status, words[2]), (404, "There is no such payment link"), path)
+            reply = self.get(path, ">There is no such payment link<")
+            self.assertEqual(reply.status, 404, path)
 
     def test_every_text_has_a_contrast_of_4_5_in_the_light_and_in_the_dark(self) -> None:
         light, dark = re.findall(r":root \{(.*?)\}", sandbox.STYLE, re.DOTALL)
