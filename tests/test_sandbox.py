@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html.parser
 import http.client
-import io
 import json
 import os
 import queue
@@ -22,6 +21,7 @@ import threading
 import time
 import unittest
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -305,13 +305,8 @@ class PaymentPages(SandboxTest):
         light, dark = re.findall(r":root \{(.*?)\}", sandbox.STYLE, re.DOTALL)
         for scheme in (light, dark):
             colors = dict(re.findall(r"--(\w+): #(\w+)", scheme))
-            self.assertIn("button", colors)
-            for ink, paper in (
-                (colors["ink"], colors["card"]),
-                (colors["soft"], colors["card"]),
-                (colors["good"], colors["card"]),
-                ("fff", colors["button"]),
-            ):
+            pairs = [(colors[ink], colors["card"]) for ink in ("ink", "soft", "good")]
+            for ink, paper in (*pairs, ("fff", colors["button"])):
                 bright, dim = sorted((luminance(ink), luminance(paper)), reverse=True)
                 self.assertGreaterEqual((bright + 0.05) / (dim + 0.05), 4.5, (ink, paper))
 
@@ -449,11 +444,7 @@ class Library(unittest.TestCase):
             ask(box, BILLING)
         Sandbox().close()  # never started
 
-    def test_a_port_that_cannot_be_had_is_told(self) -> None:
-        with Sandbox() as box:
-            port = int(box.url.rsplit(":", 1)[1])
-            with self.assertRaisesRegex(OSError, f"port {port}: it is in use; leave the port out"):
-                Sandbox(port=port)
+    def test_a_port_that_there_is_not_is_told(self) -> None:
         with self.assertRaisesRegex(OSError, "port 65536: the highest is 65535"):
             Sandbox(port=65536)
 
@@ -467,11 +458,6 @@ class Library(unittest.TestCase):
             self.assertRegex(box.url, r"^http://\[::1\]:\d+$")
             self.assertEqual(ask(box, BILLING).status, 200)
 
-    @unittest.skipUnless(sys.platform == "linux", "all of 127.0.0.0/8 is this machine there")
-    def test_it_listens_at_one_address_only(self) -> None:
-        with Sandbox() as box, socket.socket() as probe:
-            self.assertNotEqual(probe.connect_ex(("127.0.0.2", int(box.url.rsplit(":")[-1]))), 0)
-
     def test_requests_hold_what_was_asked(self) -> None:
         with Sandbox() as box:
             ask(box, "POST /v1/chat/completions?a=b", {"model": "m"}, X_Mine="1")
@@ -482,15 +468,8 @@ class Library(unittest.TestCase):
     def test_many_threads_use_up_each_fault_once(self) -> None:
         with Sandbox() as box:
             box.script(BILLING, *["503"] * 20)
-            statuses: list[int] = []
-            threads = [
-                threading.Thread(target=lambda: statuses.append(ask(box, BILLING).status))
-                for _ in range(30)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(30) as pool:
+                statuses = list(pool.map(lambda _: ask(box, BILLING).status, range(30)))
         self.assertEqual((statuses.count(503), statuses.count(200)), (20, 10))
 
     def test_every_public_name_says_what_it_is(self) -> None:
@@ -501,38 +480,6 @@ class Library(unittest.TestCase):
 
 
 class CommandLine(unittest.TestCase):
-    def test_bad_options_are_told_what_is_wrong_with_them(self) -> None:
-        for argv, told in (
-            ((), "nothing to do: give an ops.py command, --exec CMD, or --serve (see --help)"),
-            (("--serve", "balance"), "--serve runs nothing: leave out 'balance'"),
-            (("--serve", "--exec", "x"), "--serve and --exec exclude each other"),
-            (("--exec",), "nothing to do"),
-            (("--exec", "--"), "nothing to do"),
-            (("--port", "8402", "balance"), "--port and --host go with --serve"),
-            (("--host", "0.0.0.0", "balance"), "--port and --host go with --serve"),
-            (("--balance", "ten", "balance"), "must be dollars, such as 0, 12.34 or -1.50"),
-            (("--port", "x", "--serve"), "must be a port, such as 8402"),
-            (("--pay-after", "-1", "balance"), "must be seconds, such as 5 or 0.5"),
-            (("--fault", "GET /v1/bill=503"), "'GET /v1/bill' is no call of this service"),
-            (("--fault", "503", "balance"), "write CALL=WHAT"),
-            (("--fault", f"{BILLING}=sleepy"), "'sleepy' is neither a status"),
-            (("--fault", f"{BILLING}=99"), "'99' is neither a status"),
-            (("--fault", f"{BILLING}=0*503"), "'0*503' is neither a status"),
-            (("--fault", f"{BILLING}="), "'' is neither a status"),
-            (("--rule", "200"), "must be two amounts in cents (200:1000), not '200'"),
-            (("--rule", "200:0"), "must be two amounts in cents"),
-            (("--upstream", "custom"), "openrouter, anthropic or custom=URL, not 'custom'"),
-            (("--upstream", "none"), "openrouter, anthropic or custom=URL"),
-            (("--keys", "-1"), "must be a number"),
-            (("--show-keys", "not"), "invalid choice"),
-        ):
-            out, err = io.StringIO(), io.StringIO()
-            with self.subTest(argv), contextlib.redirect_stdout(out):
-                with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
-                    sandbox.main(argv)
-                self.assertEqual((caught.exception.code, out.getvalue()), (2, ""))
-                self.assertIn(told, err.getvalue().splitlines()[-1])
-
     def test_a_copy_without_ops_says_what_it_can_still_do_and_does_it(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(SCRIPT, folder)

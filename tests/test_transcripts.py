@@ -13,7 +13,9 @@ where WORDS are typed at the first question, or a key such as ^C at it or the co
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import json
 import os
 import re
@@ -69,8 +71,12 @@ def in_process(line: str) -> Result:
         results.append(call_ops(*command[2:], stdin=stdin, **{**box.env, **env}))
         return results[0].exit
 
-    with mock.patch.object(sandbox, "run_inside", run_inside):
-        sandbox.main(words[start + 2 :])
+    err = io.StringIO()
+    with mock.patch.object(sandbox, "run_inside", run_inside), contextlib.redirect_stderr(err):
+        try:
+            sandbox.main(words[start + 2 :])
+        except SystemExit as refused:
+            return Result(int(str(refused)), b"", err.getvalue().encode())
     return results[0]
 
 
