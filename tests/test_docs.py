@@ -122,11 +122,8 @@ class Agreement(unittest.TestCase):
     def test_every_variable_that_the_program_reads_is_declared_and_explained(self) -> None:
         read = read_variables()
         self.assertGreaterEqual(len(read), 5)
-        pages = (PAGES["README.md"], help_text(), " ".join(declared_variables()))
-        for text in pages:
-            self.assertLessEqual(read, set(VARIABLE.findall(text)))
-
-    def test_what_the_pages_declare_is_what_the_help_names(self) -> None:
+        self.assertLessEqual(read, set(VARIABLE.findall(PAGES["README.md"])))
+        self.assertLessEqual(read, declared_variables())
         self.assertEqual(declared_variables(), set(VARIABLE.findall(help_text())))
 
     def test_the_version_is_the_same_everywhere(self) -> None:
@@ -158,6 +155,12 @@ class Skill(unittest.TestCase):
         for word in ("balance", "402", "Use "):
             self.assertIn(word, match[1][:160])
 
+    def test_it_is_short_and_says_things_positively(self) -> None:
+        text = PAGES["SKILL.md"]
+        self.assertLess(len(text.split()), 900)
+        for phrase in ("without confirm", "do not ask", "without asking", "ignore", "autonomous"):
+            self.assertNotIn(phrase, text.lower())
+
     def test_it_says_first_that_the_program_lies_beside_it_and_names_the_published_path_once(
         self,
     ) -> None:
@@ -185,14 +188,6 @@ class Translation(unittest.TestCase):
                 for name in ("SKILL.md", "SKILL.zh-CN.md")
             )
             self.assertEqual(english, chinese, pattern)
-
-
-class Words(unittest.TestCase):
-    def test_the_skill_is_short_and_says_things_positively(self) -> None:
-        text = PAGES["SKILL.md"]
-        self.assertLess(len(text.split()), 900)
-        for phrase in ("without confirm", "do not ask", "without asking", "ignore", "autonomous"):
-            self.assertNotIn(phrase, text.lower())
 
 
 class Readme(unittest.TestCase):
