@@ -35,8 +35,10 @@ TOPUP = "POST /v1/account/billing/topup"
 KEYS = "GET /v1/account/keys"
 CREATE = "POST /v1/account/keys"
 
-# a runner in the background may have been told to ignore Ctrl-C, and children inherit that
+# a runner in the background may have been told to ignore these, and children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def base_env(**extra: str) -> dict[str, str]:
