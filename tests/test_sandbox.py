@@ -567,9 +567,13 @@ class Serving(unittest.TestCase):
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as wire:
                 wire.request("GET", "/")  # all is set up once this is answered
                 wire.getresponse().read()
-            switches = self.wake_ups(child.pid)
-            time.sleep(0.5)
-            self.assertLessEqual(self.wake_ups(child.pid) - switches, 5)
+            counts = []
+            for _ in range(4):  # the rest of the first answer, or others' work, may fall in one
+                counts.append(self.wake_ups(child.pid))
+                time.sleep(0.2)
+            self.assertLessEqual(
+                min(after - before for before, after in zip(counts, counts[1:])), 2
+            )
 
     def wake_ups(self, pid: int) -> int:
         """How often its threads have begun to wait."""
