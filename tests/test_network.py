@@ -385,6 +385,7 @@ class Proxies(unittest.TestCase):
                 settings["CACHEFORGE_ALLOW_INSECURE_HTTP"] = "1"
                 result = run_at(url, "balance", "--timeout", "5", **settings)
                 self.assertEqual((result.exit, proxy.heard != b""), (5, used), result)
+                self.assertEqual("through the proxy" in result.err, used, result)
 
     def test_plain_http_that_was_allowed_goes_through_an_http_proxy(self) -> None:
         with Sandbox() as box:
