@@ -31,18 +31,20 @@ import os
 import re
 import sys
 import time
-from functools import partial
+from functools import lru_cache, partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs a tenth of a start; only the type checker needs it
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from email.message import Message
     from http.client import HTTPResponse
+    from threading import Lock
     from typing import Any, NoReturn, TypeVar
     from urllib.request import OpenerDirector, Request
 
     T = TypeVar("T")
     Json = dict[str, Any]
+    Row = tuple[str, str]
 
 __version__ = "2.0.0"
 
@@ -149,14 +151,11 @@ def microusd_exact(microusd: int) -> str:
 
 
 def read_cents(text: str, bare_unit: str, decimals: bool = False) -> int:
-    """Read `10`, `10usd` or `1000c` as US cents; a bare number counts in `bare_unit`.
-
-    With `decimals`, dollars may have one or two: `2.5`. Raises BadValue with a reason
-    that does not repeat the text. Digits are ASCII digits only: `int` would also take
-    `1_000`, ` 10 ` and Arabic-Indic ones.
-    """
+    """Read `10`, `10usd`, `1000c` or, with `decimals`, `2.5` as US cents; a bare number counts
+    in `bare_unit`. Raises BadValue with a reason that does not repeat the text."""
     if "$" in text:
         raise BadValue("leave out the dollar sign (shells eat it): write 10usd")
+    # by pattern, since `int` would also take `1_000`, ` 10 ` and digits of other scripts
     match = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,2}))?(usd|c)?", text, re.IGNORECASE)
     unit = (match[3] or bare_unit).lower() if match else ""
     if not match or (match[2] and not (decimals and unit == "usd")):
@@ -176,11 +175,8 @@ def percent_encode(text: str, pattern: str) -> str:
 
 
 class Url:
-    """A web address, taken apart.
-
-    One with a user name, white space, a backslash or a control character does not parse:
-    programs differ on what its host is.
-    """
+    """A web address, taken apart. One with a user name, white space, a backslash or a control
+    character does not parse: programs differ on what its host is."""
 
     PATTERN = (
         r"(https?)://([^\s/?#@:\\\[\]]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
@@ -209,7 +205,7 @@ class Url:
         )
 
 
-def check_url(text: str, name: str, *, allow_http: bool, loopback_http: bool = False) -> Url:
+def check_url(text: str, name: str, allow_http: bool, loopback_http: bool = False) -> Url:
     """The address of a service, called `name` in what Usage says if it is refused."""
     try:
         url = Url(text)
@@ -226,10 +222,7 @@ def check_url(text: str, name: str, *, allow_http: bool, loopback_http: bool = F
 
 
 def is_secret_token(text: str) -> bool:
-    """Whether `text` can be sent as a credential: visible ASCII, no spaces.
-
-    Python would send a folded header or a latin-1 key without a word.
-    """
+    """Whether `text` is visible ASCII without spaces. Python would send any other key, too."""
     return bool(re.fullmatch(r"[\x21-\x7e]{1,4096}", text))
 
 
@@ -239,10 +232,8 @@ class Settings:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.allow_http = environ.get("CACHEFORGE_ALLOW_INSECURE_HTTP") == "1"
         base = environ.get("CACHEFORGE_BASE_URL", "").strip() or DEFAULT_BASE_URL
-        base = check_url(
-            base, "CACHEFORGE_BASE_URL", allow_http=self.allow_http, loopback_http=True
-        ).text
-        self.base = Url(re.sub(r"/+v1$", "", base.rstrip("/")).rstrip("/"))
+        url = check_url(base, "CACHEFORGE_BASE_URL", self.allow_http, loopback_http=True)
+        self.base = Url(re.sub(r"/+v1$", "", url.text.rstrip("/")).rstrip("/"))
         cap = environ.get("CACHEFORGE_MAX_TOPUP_USD", "").strip() or str(DEFAULT_MAX_TOPUP_USD)
         if not re.fullmatch("[0-9]{1,9}", cap):
             raise Usage("CACHEFORGE_MAX_TOPUP_USD must be a number of whole dollars, such as 500")
@@ -250,32 +241,24 @@ class Settings:
         if not os.path.exists(environ.get("SSL_CERT_FILE") or "."):  # Python would not say so
             raise Usage("SSL_CERT_FILE names a file that is not there")
         self.api_key = environ.get("CACHEFORGE_API_KEY", "").strip()
-        self._check_key(self.api_key)
-
-    @staticmethod
-    def _check_key(key: str) -> None:
         hint = (
             "Set it to your CacheForge key: export CACHEFORGE_API_KEY=cf_..."
             ' (PowerShell: $env:CACHEFORGE_API_KEY = "cf_...")'
         )
-        for is_wrong, why in (
-            (not key, "is not set"),
-            (
-                key[:1] in ("'", '"', "`") or key[-1:] in ("'", '"', "`"),
-                "has quotation marks in it",
-            ),
-            (key.rstrip(".\u2026") in ("cf_", "cfk_"), "holds the placeholder of the examples"),
-            (key.startswith("sk-"), "holds a key of another provider"),
-            (not is_secret_token(key), "holds a character that no key has (a space, a control)"),
+        for pattern, why in (
+            ("", "is not set"),
+            ("['\"`].*|.*['\"`]", "has quotation marks in it"),
+            ("cfk?_[.\u2026]*", "holds the placeholder of the examples"),
+            ("sk-.*", "holds a key of another provider"),
+            (".*[^!-~].*|.{4097,}", "holds a character that no key has (a space, a control)"),
         ):
-            if is_wrong:
+            if re.fullmatch(pattern, self.api_key, re.DOTALL):
                 raise Usage(f"CACHEFORGE_API_KEY {why}", hint)
 
     def mask_key(self) -> str:
         """Enough of the key to tell two apart, and no more."""
-        head = re.match(r"(cfk?_)?", self.api_key)
-        tail = self.api_key[-4:] if len(self.api_key) >= 16 else ""
-        return f"{head[0] if head else ''}...{tail}"
+        head = next(filter(self.api_key.startswith, ("cf_", "cfk_")), "")
+        return f"{head}...{self.api_key[-4:] if len(self.api_key) >= 16 else ''}"
 
 
 # ── Replies: what is shown of a text, and what is evidence in an answer
@@ -283,24 +266,13 @@ class Settings:
 MAX_TEXT_CHARS = 300
 ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?")
 SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # can carry hidden text
-STATUSES: dict[int, tuple[type[Failure], str, str]] = {
-    401: (
-        Unauthorized,
-        "the service refused the API key",
-        "Check CACHEFORGE_API_KEY: is it whole, current, and of the right account?",
-    ),
-    402: (PaymentRequired, "credit is used up", ""),
-    407: (Usage, "the proxy wants a user name and password", "Check HTTPS_PROXY."),
-    429: (Unreachable, "the service asks for fewer requests", ""),
-}
 ADDRESS_HINT = "Check that CACHEFORGE_BASE_URL is the address of the service."
 
 
 def hide(text: str, secrets: Sequence[str]) -> str:
     """The text without any secret, also when the service sends one back encoded."""
     for secret in secrets:
-        if secret in text:
-            text = text.replace(secret, "<hidden>")
+        text = text.replace(secret, "<hidden>")
     if "%" not in text and "\\" not in text:
         return text
     plain = re.sub(r"\\u00([0-9a-f]{2})", r"%\1", text, flags=re.IGNORECASE)
@@ -310,8 +282,7 @@ def hide(text: str, secrets: Sequence[str]) -> str:
 
 
 def show(text: str, secrets: Sequence[str]) -> str:
-    """Text from outside as anybody may see it: one short line, without escape sequences,
-    anything unprintable, or secrets."""
+    """Text from outside as anybody may see it: a short line without escapes or secrets."""
     if not (text.isascii() and text.isprintable()):
         text = re.sub(r"\s+", " ", SELECTORS.sub("", ESCAPES.sub("", text)))
         text = "".join(filter(str.isprintable, text))
@@ -320,11 +291,8 @@ def show(text: str, secrets: Sequence[str]) -> str:
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON in a body; None where there is none.
-
-    What strict JSON does not allow (NaN, a name given twice, thousands of digits) becomes
-    None, so that it matters only where it is evidence.
-    """
+    """The JSON in a body; None where there is none. What strict JSON does not allow (NaN, a name
+    given twice, thousands of digits) becomes None, to matter only where it is evidence."""
     import json
 
     def fits(digits: str) -> bool:  # into 64 bits
@@ -348,11 +316,17 @@ def parse_json(body: bytes) -> Any:
         return None
 
 
+def to_json(value: Json, compact: bool = False) -> str:
+    """ASCII JSON on one line."""
+    import json
+
+    return json.dumps(value, separators=(",", ":") if compact else None)
+
+
 def get(fields: object, name: str, kind: type[T]) -> T | None:
-    """The field of an object; None where it is absent, or not of this very type: in Python,
-    True is an integer too."""
+    """The field of an object; None where it is absent, or not of this very type."""
     value = fields.get(name) if isinstance(fields, dict) else None
-    return value if type(value) is kind else None
+    return value if type(value) is kind else None  # isinstance takes True for an integer
 
 
 def need(fields: object, name: str, kind: type[T]) -> T:
@@ -375,10 +349,15 @@ def reason(value: object, depth: int = 4) -> str:
 
 def classify(status: int, is_json: bool, is_write: bool) -> tuple[type[Failure], str, str]:
     """The error that a status other than 2xx stands for: class, words, hint."""
-    if status == 403 and is_json:  # else it is a filter's in front of the service
-        status = 401
-    if status in STATUSES:
-        return STATUSES[status]
+    if status == 401 or (status == 403 and is_json):  # else a filter's in front of the service
+        hint = "Check CACHEFORGE_API_KEY: is it whole, current, and of the right account?"
+        return Unauthorized, "the service refused the API key", hint
+    if status == 402:
+        return PaymentRequired, "credit is used up", ""
+    if status == 407:
+        return Usage, "the proxy wants a user name and password", "Check HTTPS_PROXY."
+    if status == 429:
+        return Unreachable, "the service asks for fewer requests", ""
     if 300 <= status < 400:
         return Failure, "the service answered with a redirect, and none is followed", ADDRESS_HINT
     if 400 <= status < 500:
@@ -394,16 +373,13 @@ def classify(status: int, is_json: bool, is_write: bool) -> tuple[type[Failure],
 class Answer:
     """One whole HTTP response, and how much of it is believed."""
 
-    def __init__(
-        self, status: int, headers: Message, body: bytes, is_write: bool, secrets: Sequence[str]
-    ) -> None:
-        self.status, self._headers, self._body = status, headers, body
-        self._is_write, self._secrets = is_write, secrets
+    def __init__(self, status: int, headers: Message, body: bytes, secrets: Sequence[str]) -> None:
+        self.status, self._headers, self._body, self._secrets = status, headers, body, secrets
         names = ("x-request-id", "request-id", "x-correlation-id", "cf-ray")
-        found = next(filter(None, map(headers.get, names)), None)
-        self.request_id = show(found, secrets)[:100] if found else None
+        found = next(filter(None, map(headers.get, names)), "")
+        self.request_id = show(found, secrets)[:100] or None
 
-    def value(self, evidence: str) -> Any:
+    def value(self, evidence: str, is_write: bool) -> Any:
         """The JSON value of a 2xx; None where a write was answered with something else.
 
         An answer with text in the field called `evidence` is good, whatever else it says: a
@@ -415,10 +391,10 @@ class Answer:
             return value
         is_json = isinstance(value, dict)
         if not 200 <= self.status < 300:
-            raise self._error(value, *classify(self.status, is_json, self._is_write))
+            raise self._error(value, *classify(self.status, is_json, is_write))
         if get(value, "ok", bool) is False or (is_json and value.get("error")):
             raise self._error(value, Failure, "the service refused the request", "")
-        if not is_json and not self._is_write:
+        if not is_json and not is_write:
             kind = show(self._headers.get_content_type(), self._secrets)
             what = f"it is no JSON object ({kind}, {len(self._body)} bytes)"
             raise Failure(f"the service's answer cannot be used: {what}", ADDRESS_HINT)
@@ -448,11 +424,8 @@ REPEATABLE_STATUSES = (None, 429, 502, 503, 504)  # None: no answer at all
 
 
 class Clock:
-    """Time, and whether a signal has asked the program to stop.
-
-    A signal only leaves a mark here, which whatever waits looks at. An exception out of a
-    signal handler could hit any line, the one that hands over a new key included.
-    """
+    """Time, and whether a signal has asked the program to stop. It only leaves a mark here, which
+    whatever waits looks at: an exception could hit any line, the delivery of a key included."""
 
     stopped_at: float | None = None
     is_asking = False  # a person, who may take any time: the one place to be interrupted
@@ -480,7 +453,7 @@ def jitter(least: float, most: float) -> float:
 
 
 def retry_delay_s(attempt: int, asked_s: int | None) -> float:
-    """Seconds before the next try of a read: what the service asked for, or about 1, then 2."""
+    """Seconds before the next try of a read: as the service asks, or about 1, then 2."""
     return float(asked_s) if asked_s is not None else jitter(0.5, 1.5) * attempt
 
 
@@ -488,12 +461,9 @@ def read_body(response: HTTPResponse) -> bytes:
     """The body to its end. Raises IncompleteRead if that came early."""
     from http.client import IncompleteRead
 
-    body = bytearray()
-    while True:
-        block = response.read(65536)  # in blocks: a length of 10^14 must not be allocated
+    body = bytearray()  # read in blocks, since a length of 10^14 must not be allocated
+    for block in iter(partial(response.read, 65536), b""):
         body += block
-        if not block:
-            break
         if len(body) > MAX_BODY_BYTES:  # no JSON any more, then, but an answer still
             return bytes(body)
     is_framed = response.length is not None or response.chunked
@@ -503,10 +473,10 @@ def read_body(response: HTTPResponse) -> bytes:
 
 
 def find_proxy(base: Url) -> str:
-    """The proxy on the way to `base`, or nothing; never one for this machine itself, where
-    it would be handed the key in clear. Raises Usage, and does not repeat the setting."""
+    """The proxy on the way to `base`, or nothing. Raises Usage without repeating the setting."""
     from urllib.request import getproxies, proxy_bypass
 
+    # never one for this machine itself: it would be handed the key in clear
     text = "" if base.is_loopback else getproxies().get(base.scheme, "")
     if not text or proxy_bypass(base.authority):
         return ""
@@ -525,10 +495,11 @@ def find_proxy(base: Url) -> str:
     return text
 
 
-def make_opener(base: Url, proxy: str, on_connected: Callable[[], None]) -> OpenerDirector:
-    """An opener of http and https alone: it follows no redirect, opens no file, and lets
-    every status through. Certificates are always verified. Raises Usage."""
+def make_opener(base: Url, proxy: str, gate: Lock) -> OpenerDirector:
+    """An opener of http and https alone: it follows no redirect, opens no file, lets every status
+    through, and verifies certificates. Raises Usage where their file cannot be used."""
     import io
+    import ssl
     from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, IncompleteRead
     from urllib.request import AbstractHTTPHandler, OpenerDirector, ProxyHandler
 
@@ -549,22 +520,25 @@ def make_opener(base: Url, proxy: str, on_connected: Callable[[], None]) -> Open
 
         def connect(self) -> None:
             super().connect()
-            on_connected()
+            if not gate.acquire(blocking=False):
+                raise OSError
 
     class SecureConnection(Connection, HTTPSConnection):
         pass
 
-    # urllib's own handler for https loads the certificates for http as well
-    tls = {"context": make_tls_context()} if base.scheme == "https" else {}
-
-    class Handler(AbstractHTTPHandler):
+    class Handler(AbstractHTTPHandler):  # urllib's for https loads certificates for http, too
         http_request = https_request = AbstractHTTPHandler.do_request_
 
         def http_open(self, request: Request) -> HTTPResponse:
             return self.do_open(Connection, request)
 
         def https_open(self, request: Request) -> HTTPResponse:
-            return self.do_open(SecureConnection, request, **tls)
+            return self.do_open(SecureConnection, request, context=context)
+
+    try:
+        context = ssl.create_default_context() if base.scheme == "https" else None
+    except OSError:
+        raise Usage("SSL_CERT_FILE or SSLKEYLOGFILE names a file that cannot be used") from None
 
     opener = OpenerDirector()
     opener.add_handler(Handler())
@@ -573,35 +547,24 @@ def make_opener(base: Url, proxy: str, on_connected: Callable[[], None]) -> Open
     return opener
 
 
-def make_tls_context() -> Any:
-    """What verifies certificates. Raises Usage where a variable names no usable file."""
-    import ssl
-
-    try:
-        return ssl.create_default_context()
-    except OSError:
-        raise Usage("SSL_CERT_FILE or SSLKEYLOGFILE names a file that cannot be used") from None
-
-
 class Exchange:
     """One request and its answer, in a thread that can be left behind.
 
     A socket's timeout bounds each `recv`, so a server that drips a byte at a time never
     trips it, and nothing bounds the name lookup; joining a thread with a timeout bounds it
-    all. The gate makes leaving exact: what is not yet sent by then never will be.
+    all. The gate makes leaving exact: it opens once, either for the thread, which then sends,
+    or for good to whoever leaves.
     """
+
+    response: tuple[int, Message, bytes] | None = None
+    error: BaseException | None = None
 
     def __init__(self, base: Url, proxy: str, request: Request) -> None:
         import threading
 
-        self._opener = make_opener(base, proxy, self._pass_gate)
-        self._request = request
         self._gate = threading.Lock()
-        self._left = False
+        self._opener, self._request = make_opener(base, proxy, self._gate), request
         self._thread = threading.Thread(target=self._work, daemon=True)
-        self.sent = False
-        self.response: tuple[int, Message, bytes] | None = None
-        self.error: BaseException | None = None
 
     def run(self, seconds: float, clock: Clock) -> None:
         """Do it, for `seconds` at the most; then `sent`, `response` and `error` tell."""
@@ -612,14 +575,7 @@ class Exchange:
                 clock.check()
                 self._thread.join(max(0.0, min(0.1, end - clock.now())))
         finally:
-            with self._gate:
-                self._left = True
-
-    def _pass_gate(self) -> None:
-        with self._gate:
-            if self._left:
-                raise OSError
-            self.sent = True
+            self.sent = not self._gate.acquire(blocking=False)
 
     def _work(self) -> None:
         try:
@@ -634,9 +590,8 @@ def explain(error: BaseException | None, where: str, seconds: float) -> Failure:
     """Why there is no answer, in our words: an exception's text may quote what was sent."""
     kind = type(error).__name__
     if error is None or kind in ("TimeoutError", "timeout"):  # 3.9's own name
-        return Unreachable(
-            f"no complete answer from {where} within {round(seconds, 1):g} s", ADDRESS_HINT
-        )
+        words = f"no complete answer from {where} within {round(seconds, 1):g} s"
+        return Unreachable(words, ADDRESS_HINT)
     if kind == "SSLCertVerificationError":
         why = show(str(getattr(error, "verify_message", "")), ()) or "it cannot be verified"
         failure = Unreachable(
@@ -665,6 +620,7 @@ class Wire:
     5 s at the most, is kept from a write for the look after it."""
 
     dry_run = False
+    trace: Callable[[str], object] = len  # which says nothing
 
     def __init__(
         self, settings: Settings, secrets: Sequence[str], timeout_s: float, clock: Clock
@@ -672,14 +628,12 @@ class Wire:
         self._base, self._api_key, self._secrets = settings.base, settings.api_key, secrets
         self._left_s, self._kept_s = timeout_s, min(5.0, timeout_s / 4)
         self._clock = clock
-        self.trace: Callable[[str], object] = len  # which says nothing
 
     def request(
         self,
         method: str,
         path: str,
         body: Json | None = None,
-        *,
         evidence: str = "",
         within_s: float | None = None,
     ) -> Any:
@@ -697,30 +651,27 @@ class Wire:
             if within_s < self._kept_s:
                 hint = "It is safe to repeat; --timeout SECONDS allows it more time."
                 raise Unreachable("too little time is left for a write: it was not sent", hint)
-        attempt = 0
+        attempt = 1
         while True:
             seconds = self._left_s if within_s is None else within_s
             try:
-                return self._send(method, path, body, seconds).value(evidence)
+                return self._send(method, path, body, seconds).value(evidence, body is not None)
             except Unreachable as error:
-                attempt += 1
                 pause_s = retry_delay_s(attempt, error.retry_after_seconds)
                 hopeless = error.http_status not in REPEATABLE_STATUSES or not error.retryable
                 if attempt == tries or hopeless or pause_s >= self._left_s:
                     raise
                 self._clock.sleep(pause_s)
                 self._left_s -= pause_s
+                attempt += 1
 
     def _rehearsal(self, method: str, path: str, body: Json) -> Page:
-        import json
-
         if "apiKey" in body:
             body = {**body, "apiKey": "<hidden>"}
         write = {"method": method, "url": self._base.text + path, "body": body}
-        lines = f"Would send {method} {write['url']}\n{json.dumps(body)}\n"
-        return Page(
-            f"{lines}Dry run: it was not sent, and nothing was changed.\n", {"dry_run": write}
-        )
+        end = "Dry run: it was not sent, and nothing was changed."
+        text = f"Would send {method} {write['url']}\n{to_json(body)}\n{end}\n"
+        return Page(text, {"dry_run": write})
 
     def _send(self, method: str, path: str, body: Json | None, seconds: float) -> Answer:
         from urllib.request import Request
@@ -733,20 +684,14 @@ class Wire:
         }
         request = Request(self._base.text + path, None, headers, method=method)  # noqa: S310
         if body is not None:
-            import json
-
-            request.data = json.dumps(body).encode("ascii")
+            request.data = to_json(body).encode("ascii")
             request.add_header("Content-type", "application/json")
         exchange = Exchange(self._base, proxy, request)
         began = self._clock.now()
-        try:
-            exchange.run(seconds, self._clock)
-        finally:
-            took_s = self._clock.now() - began
-            self._left_s -= took_s
-        answer = None
-        if exchange.response is not None:
-            answer = Answer(*exchange.response, body is not None, self._secrets)
+        exchange.run(seconds, self._clock)
+        took_s = self._clock.now() - began
+        self._left_s -= took_s
+        answer = Answer(*exchange.response, self._secrets) if exchange.response else None
         status, request_id = (answer.status, answer.request_id) if answer else ("no answer", None)
         line = f"{method} {path}: {status}, {took_s * 1000:.0f} ms, id {request_id or '-'}"
         self.trace(show(line, self._secrets))
@@ -764,22 +709,26 @@ class Wire:
 # ── Account: one short method for each endpoint, JSON in, a record out
 
 
-class Account:
-    """The account behind one key. Every method may raise what `Wire.request` does.
+@lru_cache
+def camel(name: str) -> str:
+    """The service's spelling of a name: `createdAt` for `created_at`."""
+    return re.sub("_(.)", lambda match: match[1].upper(), name)
 
-    A record holds text that anybody may see; what is compared is the service's own.
-    """
+
+class Account:
+    """The account behind one key. Every method may raise what `Wire.request` does. A record holds
+    text that anybody may see; what is compared is the service's own."""
 
     def __init__(self, request: Callable[..., Any], settings: Settings, secrets: list[str]) -> None:
         self._request, self.settings, self._secrets = request, settings, secrets
 
-    def _texts(self, fields: object, **names: str) -> Json:
-        texts = {key: get(fields, name, str) or "" for key, name in names.items()}
-        never = "0001-01-01"  # what a service in Go may write for no time at all
-        return {
-            key: None if text.startswith(never) else show(text, self._secrets) or None
-            for key, text in texts.items()
-        }
+    def _texts(self, fields: object, *names: str) -> Json:
+        record: Json = {}
+        for name in names:
+            text = get(fields, camel(name), str) or ""
+            is_never = text.startswith("0001-01-01")  # as a service in Go may write no time
+            record[name] = None if is_never else show(text, self._secrets) or None
+        return record
 
     def billing(self, within_s: float | None = None) -> Json:
         """Credit, and what refills it. The balance is evidence, the rest may be None."""
@@ -798,21 +747,17 @@ class Account:
             url = Url(link)
             link = link if link.isascii() else url.text
             on_loopback = url.is_loopback and self.settings.base.is_loopback
-            if not (url.scheme == "https" or on_loopback) or len(link) > 4096:
-                raise ValueError
-            if hide(link, self._secrets) != link:
-                raise ValueError
+            is_safe = (url.scheme == "https" or on_loopback) and len(link) <= 4096
         except ValueError:
-            raise Lost("the service's answer holds no payment link that is safe to open") from None
-        record = {"amount_usd": amount_usd, "method": method}
-        return {**record, "payment_url": link, "payment_host": url.authority}
+            is_safe = False
+        if not is_safe or hide(link, self._secrets) != link:
+            raise Lost("the service's answer holds no payment link that is safe to open")
+        paid = {"amount_usd": amount_usd, "method": method}
+        return {**paid, "payment_url": link, "payment_host": url.authority}
 
     def set_auto_topup(self, rule: Json) -> None:
         """Send a rule, in cents, to be stored."""
-        body: Json = {"enabled": rule["enabled"]}
-        if rule["enabled"]:
-            body["thresholdCents"] = rule["threshold_cents"]
-            body["amountCents"] = rule["amount_cents"]
+        body = {camel(name): value for name, value in rule.items()}
         self._request("PATCH", "/v1/account/billing/auto-topup", body)
 
     def upstream(self) -> Json:
@@ -820,12 +765,11 @@ class Account:
         reply = self._request("GET", "/v1/account/upstream")
         configured = need(reply, "configured", bool)
         upstream = get(reply, "upstream", dict) if configured else None
-        return {"configured": configured, **self._texts(upstream, kind="kind", base_url="baseUrl")}
+        return {"configured": configured, **self._texts(upstream, "kind", "base_url")}
 
-    def set_upstream(self, kind: str | None, base_url: str | None, key: str | None) -> None:
-        """Send the parts that are given to be stored."""
-        parts = {"kind": kind, "baseUrl": base_url, "apiKey": key}
-        body = {name: value for name, value in parts.items() if value is not None}
+    def set_upstream(self, parts: Json) -> None:
+        """Send the parts that are given to be stored: of `kind`, `base_url`, `api_key`."""
+        body = {camel(name): value for name, value in parts.items() if value is not None}
         self._request("POST", "/v1/account/upstream", body)
 
     def list_keys(self, within_s: float | None = None) -> list[tuple[str | None, Json]]:
@@ -834,15 +778,8 @@ class Account:
         return [(get(item, "id", str), self._key(item)) for item in need(reply, "keys", list)]
 
     def _key(self, item: object) -> Json:
-        key = self._texts(
-            item,
-            id="id",
-            prefix="prefix",
-            label="label",
-            created_at="createdAt",
-            last_used_at="lastUsedAt",
-            revoked_at="revokedAt",
-        )
+        times = ("created_at", "last_used_at", "revoked_at")
+        key = self._texts(item, "id", "prefix", "label", *times)
         is_told = isinstance(item, dict) and not item.keys().isdisjoint(("revoked", "revokedAt"))
         revoked = key["revoked_at"] is not None or get(item, "revoked", bool) is True
         key["revoked"] = revoked if revoked or is_told else None
@@ -856,7 +793,7 @@ class Account:
         if not is_secret_token(api_key) or api_key == self.settings.api_key:
             raise Lost("the service's answer holds no new key")
         self._secrets.append(api_key)
-        return {**self._texts(reply, id="id", prefix="prefix"), "api_key": api_key}
+        return {**self._texts(reply, "id", "prefix"), "api_key": api_key}
 
     def revoke_key(self, key_id: str) -> None:
         """End the key of this exact id for good."""
@@ -866,7 +803,7 @@ class Account:
     def tenant(self) -> Json:
         """Whose account the key belongs to; any part may be None."""
         tenant = need(self._request("GET", "/v1/account/info"), "tenant", dict)
-        record = self._texts(tenant, id="id", name="name", status="status")
+        record = self._texts(tenant, "id", "name", "status")
         record["upstream_configured"] = get(tenant, "upstreamConfigured", bool)
         record["active_keys"] = get(tenant, "activeKeys", int)
         return record
@@ -909,18 +846,11 @@ class Report:
     this program. The text is `head`, `rows` of a label and a value each (the first is the
     state: green if `good`, red if not), and `lines`."""
 
-    def __init__(
-        self,
-        data: Json,
-        rows: Sequence[tuple[str, str]] = (),
-        lines: Sequence[str] = (),
-        *,
-        head: str = "",
-        good: bool | None = None,
-        exit: int = 0,
-    ) -> None:
-        self.data, self.rows, self.lines, self.head = data, rows, lines, head
-        self.good, self.exit = good, exit
+    head, exit = "", 0
+    good: bool | None = None
+
+    def __init__(self, data: Json, rows: Sequence[Row] = (), lines: Sequence[str] = ()) -> None:
+        self.data, self.rows, self.lines = data, rows, lines
 
     def as_text(self, next_step: str, color: bool) -> str:
         """Aligned lines."""
@@ -946,7 +876,7 @@ def rule_text(rule: Json) -> str:
     return f"add {cents_text(amount_cents)} when below {cents_text(threshold_cents)}"
 
 
-def balance_rows(billing: Json) -> list[tuple[str, str]]:
+def balance_rows(billing: Json) -> list[Row]:
     """Balance, rule and card."""
     return [
         ("Balance", microusd_text(billing["balance_microusd"])),
@@ -955,17 +885,15 @@ def balance_rows(billing: Json) -> list[tuple[str, str]]:
     ]
 
 
-def balance_report(
-    billing: Json, enough: bool, extra: Json, next: str | None, head: str = "", *lines: str
-) -> Report:
-    """The balance, and what is `extra` about it. `enough` is whether it is what was asked for:
-    exit 0 or 4."""
+def balance_report(billing: Json, enough: bool, extra: Json, rise: str, *lines: str) -> Report:
+    """The balance, what is `extra` about it, and whether it is `enough`: exit 0 or 4."""
     rows = balance_rows(billing)
     if extra.get("short_microusd"):
         rows.append(("Short by", microusd_text(extra["short_microusd"] + MICROUSD_PER_CENT - 1)))
-    data = {**billing, **extra, "next": next}
-    exit = 0 if enough else PaymentRequired.exit
-    return Report(data, rows, lines, head=head, good=enough and billing["funded"], exit=exit)
+    report = Report({**billing, **extra}, rows, lines)
+    report.head, report.good = rise, enough and billing["funded"]
+    report.exit = 0 if enough else PaymentRequired.exit
+    return report
 
 
 def payment_report(link: Json, next: str | None) -> Report:
@@ -997,8 +925,10 @@ def auto_topup_report(billing: Json, just_enabled: bool = False) -> Report:
 def upstream_report(upstream: Json, *lines: str) -> Report:
     """The provider, without its key."""
     name = upstream["kind"] or "unknown" if upstream["configured"] else "not configured"
-    rows = [("Upstream", name), ("Base URL", upstream["base_url"] or "")]
-    return Report(upstream, rows[: 1 + bool(rows[1][1])], lines, good=upstream["configured"])
+    address = [("Base URL", upstream["base_url"])] if upstream["base_url"] else []
+    report = Report(upstream, [("Upstream", name), *address], lines)
+    report.good = upstream["configured"]
+    return report
 
 
 def keys_report(listed: list[tuple[str | None, Json]]) -> Report:
@@ -1084,23 +1014,24 @@ def show_balance(account: Account, args: argparse.Namespace, console: Console) -
     least_microusd = 1 if args.min is None else args.min * MICROUSD_PER_CENT
     again = wait_command(args.min)
     first = billing = account.billing()
-    if args.wait and first["balance_microusd"] < least_microusd:
+    if args.wait and billing["balance_microusd"] < least_microusd:
         console.on_stop = Failure("nothing was changed", next=again)
-
-        def is_enough(before: Json | None, now: Json) -> bool:
-            return bool(now["balance_microusd"] >= least_microusd)
-
-        billing, _, _ = wait_for_credit(account, console, args.wait, began, first, is_enough)
+        for look in looks(account, console, args.wait, began):
+            if isinstance(look, Unauthorized):
+                raise look
+            billing = billing if isinstance(look, Failure) else look
+            if billing["balance_microusd"] >= least_microusd:
+                break
     elif args.wait and args.min is None:
         console.note("Credit is there already; --min USD waits for more.")
     short_microusd = max(0, least_microusd - billing["balance_microusd"])
-    next_step = None
+    extra: Json = {"next": None}
+    if args.min is not None:
+        extra = {"enough": not short_microusd, "short_microusd": short_microusd, **extra}
     if short_microusd:
-        next_step = again if args.wait else topup_command(account.settings, short_microusd)
-    extra: Json = {"enough": not short_microusd, "short_microusd": short_microusd}
-    extra = {} if args.min is None else extra
-    enough = not short_microusd or not (args.wait or extra)
-    return balance_report(billing, enough, extra, next_step, risen(first, billing))
+        extra["next"] = again if args.wait else topup_command(account.settings, short_microusd)
+    enough = not (short_microusd and (args.wait or args.min is not None))
+    return balance_report(billing, enough, extra, risen(first, billing))
 
 
 def topup_command(settings: Settings, short_microusd: int) -> str | None:
@@ -1148,14 +1079,16 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
     if not args.wait:
         return payment_report(link, again)
     console.deliver(payment_report(link, None), Failure(STILL_VALID, next=again))
-    began = console.clock.now()
-    found = wait_for_credit(account, console, args.wait, began, before, risen, delivered=True)
-    billing, rise, trouble = found[0] or billing_record({}), found[1], found[2]
-    extra = {"credit_rose": bool(rise), "trouble": trouble}
-    if rise:
-        return balance_report(billing, True, extra, None, rise)
-    late = f"Credit has not risen yet. {STILL_VALID}"
-    return balance_report(billing, False, extra, again, "", late)
+    now, rise, trouble = before, "", None
+    for look in looks(account, console, args.wait, console.clock.now()):
+        trouble = look.message if isinstance(look, Failure) else None
+        if not isinstance(look, Failure):
+            now, rise = look, risen(now, look)
+        if rise:
+            break
+    extra = {"credit_rose": bool(rise), "trouble": trouble, "next": None if rise else again}
+    late = "" if rise else f"Credit has not risen yet. {STILL_VALID}"
+    return balance_report(now or billing_record({}), bool(rise), extra, rise, late)
 
 
 def look_first(read: Callable[..., T], args: argparse.Namespace) -> T | None:
@@ -1181,28 +1114,16 @@ def poll_gap_s(waited_s: float) -> float:
     return (5 if waited_s < 60 else 10) * jitter(0.8, 1.2)
 
 
-def wait_for_credit(
-    account: Account,
-    console: Console,
-    wait_s: float,
-    began: float,
-    seen: Json | None,
-    arrived: Callable[[Json | None, Json], T],
-    delivered: bool = False,
-) -> tuple[Any, T | None, str | None]:
-    """Look at the balance until `arrived(the look before, this look)` is true, or until
-    `wait_s` after `began`.
-
-    Returns the last look that succeeded, what `arrived` made of it, and why the very last
-    one failed, if it did. A failed look does not end a wait, only a refused key does, where
-    nothing has been `delivered` yet. The last look comes a moment before the end, so as to be
-    answered in time.
-    """
+def looks(
+    account: Account, console: Console, wait_s: float, began: float
+) -> Iterator[Json | Failure]:
+    """Looks at the balance, or why one failed, until `wait_s` after `began`. The last comes a
+    moment before the end, so as to be answered in time."""
     clock = console.clock
     due, end = began, began + wait_s
     last_look = end - min(1.0, wait_s / 10)
     console.note(f"Waiting up to {wait_s:g} s for credit; it is safe to stop.")
-    asked_s, trouble, told = 0, None, False
+    asked_s, told = 0, False
     while due < last_look:
         gap_s = poll_gap_s(clock.now() - began)
         due = clock.now() + asked_s if asked_s > gap_s else min(clock.now() + gap_s, last_look)
@@ -1210,21 +1131,15 @@ def wait_for_credit(
             console.countdown(end - clock.now())
             clock.sleep(max(0.0, min(1.0, due - clock.now(), end - clock.now())))
         if due >= end:
-            break
-        asked_s = 0
+            return
         try:
-            now = account.billing(within_s=min(LOOK_S, end - clock.now()))
+            yield account.billing(within_s=min(LOOK_S, end - clock.now()))
+            asked_s = 0
         except Failure as error:
-            if isinstance(error, Unauthorized) and not delivered:
-                raise
+            yield error
             if not told:
                 console.note(f"A look failed, still waiting: {error.message}")
-            asked_s, trouble, told = error.retry_after_seconds or 0, error.message, True
-            continue
-        result, seen, trouble = arrived(seen, now), now, None
-        if result:
-            return now, result, None
-    return seen, None, trouble
+            asked_s, told = error.retry_after_seconds or 0, True
 
 
 def check_cap(cents: int, settings: Settings, slip: str) -> None:
@@ -1313,10 +1228,9 @@ def set_upstream(account: Account, args: argparse.Namespace, console: Console) -
     if base_url is not None:
         check_url(base_url[:MAX_TEXT_CHARS], "--base-url", allow_http=account.settings.allow_http)
     asked = {"configured": True, "kind": kind, "base_url": base_url and plain_url(base_url)}
-
     console.on_stop = Unreachable("the provider may be stored: it is safe to repeat")
     stored, _ = change(
-        lambda: account.set_upstream(kind, base_url, key),
+        lambda: account.set_upstream({"kind": kind, "base_url": base_url, "api_key": key}),
         account.upstream,
         lambda stored: matches(asked, {**stored, "base_url": plain_url(stored["base_url"])}),
         lambda stored: with_details(stored["kind"] or "no known provider", stored["base_url"]),
@@ -1365,19 +1279,26 @@ def read_provider_key(account: Account, args: argparse.Namespace, console: Conso
 
 def create_key(account: Account, args: argparse.Namespace, console: Console) -> Report:
     """`keys --create`, perhaps with `--save`"""
+    if args.save is None:
+        return new_key_report(make_key(account, args, console), None)
     with console.new_file(args.save) as file:  # first: an unwritable path must cost nothing
-        before = look_first(account.list_keys, args)
-        console.on_stop = Uncertain("a key may have been made whose secret nobody has", "", "keys")
-        try:
-            key = account.create_key()
-        except Lost as error:
-            raise lost_key(account, before, error) from None
-        unseen = f"{key_name(key)} was made, and nobody has its secret"
-        console.on_stop = Uncertain(unseen, next=revoke_command(key["id"]))
+        key = make_key(account, args, console)
         file.keep(key["api_key"])
-    if args.save is not None:
-        console.on_stop = Failure(f"the new key is safe in {args.save}")
+    console.on_stop = Failure(f"the new key is safe in {args.save}")
     return new_key_report(key, args.save)
+
+
+def make_key(account: Account, args: argparse.Namespace, console: Console) -> Json:
+    """A new key, which from here on is in nobody's hands. Raises Uncertain if it was lost."""
+    before = look_first(account.list_keys, args)
+    console.on_stop = Uncertain("a key may have been made whose secret nobody has", "", "keys")
+    try:
+        key = account.create_key()
+    except Lost as error:
+        raise lost_key(account, before, error) from None
+    unseen = f"{key_name(key)} was made, and nobody has its secret"
+    console.on_stop = Uncertain(unseen, next=revoke_command(key["id"]))
+    return key
 
 
 def revoke_command(key_id: str | None) -> str:
@@ -1445,7 +1366,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
 # ── Parser: the command line, declared as data
 
 if TYPE_CHECKING:
-    Command = Callable[[Account, argparse.Namespace, "Console"], Report]
+    Verb = Callable[[Account, argparse.Namespace, "Console"], Report]
     Option = tuple[str, str, str]  # the flag and what its value is, its verbs, its help
 
 DRY_RUN = "show the write that would be sent, and do not send it"
@@ -1454,33 +1375,35 @@ COMMON: list[Option] = [
     ("--timeout SECONDS", "", "the most to spend on the network in all (default 30)"),
     ("--verbose", "", "a line per exchange on stderr"),
 ]
-# name: what it does, the function of each verb, examples, options (a verb is one of them)
-COMMANDS: dict[str, tuple[str, dict[str, Command], list[str], list[Option]]] = {
-    "balance": (
+
+
+class Command:
+    """What a command does, the function of each verb, examples, options (a verb is one)."""
+
+    def __init__(
+        self, what: str, verbs: dict[str, Verb], examples: Sequence[str], *options: Option
+    ) -> None:
+        self.what, self.verbs, self.examples, self.options = what, verbs, examples, options
+
+
+COMMANDS = {
+    "balance": Command(
         "show the balance, the auto top-up rule, the saved card",
         {"": show_balance},
         ["", "--min 2.50", "--wait", "--wait 30 --min 5"],
-        [
-            ("--min DOLLARS", "", "exit 4 if the balance is below it, such as 2.50"),
-            ("--wait [SECONDS]", "", "look until the balance is above 0, or at --min; else exit 4"),
-        ],
+        ("--min DOLLARS", "", "exit 4 if the balance is below it, such as 2.50"),
+        ("--wait [SECONDS]", "", "look until the balance is above 0, or at --min; else exit 4"),
     ),
-    "topup": (
+    "topup": Command(
         "make a link that a person pays; it charges nothing by itself",
         {"": make_topup},
         ["--amount 10", "--amount 25 --method crypto", "--amount 10 --wait"],
-        [
-            (
-                "--amount USD",
-                "",
-                "whole dollars: 25, 25usd or 2500c (default 10: typically the least)",
-            ),
-            ("--method METHOD", "", "stripe (card) or crypto (default stripe)"),
-            ("--wait [SECONDS]", "", "print the link, then look until credit rises; else exit 4"),
-            ("--dry-run", "", DRY_RUN),
-        ],
+        ("--amount USD", "", "whole dollars: 25, 25usd or 2500c (default 10: typically the least)"),
+        ("--method METHOD", "", "stripe (card) or crypto (default stripe)"),
+        ("--wait [SECONDS]", "", "print the link, then look until credit rises; else exit 4"),
+        ("--dry-run", "", DRY_RUN),
     ),
-    "auto-topup": (
+    "auto-topup": Command(
         "show or set the rule that charges the saved card by itself",
         {
             "": lambda account, *_: auto_topup_report(account.billing()),
@@ -1488,15 +1411,13 @@ COMMANDS: dict[str, tuple[str, dict[str, Command], list[str], list[Option]]] = {
             "--disable": set_auto_topup,
         },
         ["", "--enable --threshold 200 --amount 10usd --dry-run", "--disable"],
-        [
-            ("--enable", "", "set the rule"),
-            ("--disable", "", "end it"),
-            ("--threshold CENTS", "--enable", "charge below this: cents, or 2usd (default 200)"),
-            ("--amount CENTS", "--enable", "charge so much: cents, or 10usd (default 1000)"),
-            ("--dry-run", "--enable or --disable", DRY_RUN),
-        ],
+        ("--enable", "", "set the rule"),
+        ("--disable", "", "end it"),
+        ("--threshold CENTS", "--enable", "charge below this: cents, or 2usd (default 200)"),
+        ("--amount CENTS", "--enable", "charge so much: cents, or 10usd (default 1000)"),
+        ("--dry-run", "--enable or --disable", DRY_RUN),
     ),
-    "upstream": (
+    "upstream": Command(
         "show or set the provider that calls are forwarded to",
         {"": lambda account, *_: upstream_report(account.upstream()), "--set": set_upstream},
         [
@@ -1504,16 +1425,14 @@ COMMANDS: dict[str, tuple[str, dict[str, Command], list[str], list[Option]]] = {
             "--set --kind openrouter --api-key-env OPENROUTER_API_KEY",
             "--set --kind custom --base-url https://llm.example.com",
         ],
-        [
-            ("--set", "", "set what is given"),
-            ("--kind KIND", "--set", "the provider: openrouter, anthropic, custom or openai"),
-            ("--base-url URL", "--set", "its address"),
-            ("--api-key KEY", "--set", "its key; - reads a line of standard input (safer)"),
-            ("--api-key-env NAME", "--set", "its key, from the variable NAME (safer)"),
-            ("--dry-run", "--set", DRY_RUN),
-        ],
+        ("--set", "", "set what is given"),
+        ("--kind KIND", "--set", "the provider: openrouter, anthropic, custom or openai"),
+        ("--base-url URL", "--set", "its address"),
+        ("--api-key KEY", "--set", "its key; - reads a line of standard input (safer)"),
+        ("--api-key-env NAME", "--set", "its key, from the variable NAME (safer)"),
+        ("--dry-run", "--set", DRY_RUN),
     ),
-    "keys": (
+    "keys": Command(
         "list, make or revoke API keys",
         {
             "": lambda account, *_: keys_report(account.list_keys()),
@@ -1521,20 +1440,17 @@ COMMANDS: dict[str, tuple[str, dict[str, Command], list[str], list[Option]]] = {
             "--revoke": revoke_key,
         },
         ["", "--create --save new.key", "--create", "--revoke KEY_ID --yes"],
-        [
-            ("--create", "", "make a key; it is shown this once"),
-            ("--revoke KEY_ID", "", "end a key for good"),
-            ("--save FILE", "--create", "write the key to a new private FILE, and do not show it"),
-            ("--yes", "--revoke", "do not ask"),
-            ("--force", "--revoke", "even the key in use"),
-            ("--dry-run", "--create or --revoke", DRY_RUN),
-        ],
+        ("--create", "", "make a key; it is shown this once"),
+        ("--revoke KEY_ID", "", "end a key for good"),
+        ("--save FILE", "--create", "write the key to a new private FILE, and do not show it"),
+        ("--yes", "--revoke", "do not ask"),
+        ("--force", "--revoke", "even the key in use"),
+        ("--dry-run", "--create or --revoke", DRY_RUN),
     ),
-    "info": (
+    "info": Command(
         "show the tenant, and what this program is set to",
         {"": lambda account, *_: tenant_report(account.tenant(), account.settings)},
         [""],
-        [],
     ),
 }
 EPILOG = f"""\
@@ -1594,7 +1510,9 @@ class Parser(argparse.ArgumentParser):
     a mistyped secret would land in a log."""
 
     def __init__(self, **shape: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=plain_help, **shape)
+        # of one width everywhere; argparse would load shutil to measure the terminal
+        helps = partial(argparse.RawDescriptionHelpFormatter, width=78)
+        super().__init__(allow_abbrev=False, formatter_class=helps, **shape)
         self.color = False  # 3.14 would colour the help by rules of its own
         self._optionals.title = "options"  # as all but 3.9 call them
 
@@ -1631,11 +1549,6 @@ class Parser(argparse.ArgumentParser):
         raise Usage(said, next=f"{self.prog[len('ops.py ') :]} --help".strip())
 
 
-def plain_help(prog: str) -> argparse.HelpFormatter:
-    """Help of one width everywhere; argparse would load shutil to measure the terminal."""
-    return argparse.RawDescriptionHelpFormatter(prog, width=78)
-
-
 def build_parser() -> Parser:
     """The whole command line, from COMMANDS."""
     about = "Run a CacheForge account: balance, top-ups, provider and API keys."
@@ -1644,25 +1557,22 @@ def build_parser() -> Parser:
     parser.add_argument("-V", "--version", action="store_true", help="show the version and exit")
     parser.add_options(COMMON, default=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", prog=parser.prog)
-    for name, (what, _, examples, options) in COMMANDS.items():
-        usage = f"ops.py {name} [options]"
-        epilog = "examples:" + "".join(f"\n  ops.py {name} {words}".rstrip() for words in examples)
-        command = commands.add_parser(
-            name, usage=usage, help=what, description=f"{what}.", epilog=epilog
-        )
-        command.add_options(options)
+    for name, command in COMMANDS.items():
+        lines = [f"  ops.py {name} {words}".rstrip() for words in command.examples]
+        shape: Json = {"help": command.what, "description": f"{command.what}."}
+        shape["epilog"] = "\n".join(["examples:", *lines])
+        subparser = commands.add_parser(name, usage=f"ops.py {name} [options]", **shape)
+        subparser.add_options(command.options)
         # without defaults, which would undo what stood before the command
-        command.add_options(COMMON, default=argparse.SUPPRESS)
+        subparser.add_options(COMMON, default=argparse.SUPPRESS)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line as a namespace, with its function as `run`. Raises Usage or Page."""
     parser = build_parser()
-    defaults = argparse.Namespace(
-        verbose=False, dry_run=False, wait=None, timeout=DEFAULT_TIMEOUT_S
-    )
-    args, unknown = parser.parse_known_args(argv, defaults)
+    defaults = {"verbose": False, "dry_run": False, "wait": None, "timeout": DEFAULT_TIMEOUT_S}
+    args, unknown = parser.parse_known_args(argv, argparse.Namespace(**defaults))
     if args.version:
         raise Page(f"cacheforge-ops {__version__}\n", {"version": __version__})
     if unknown:
@@ -1670,17 +1580,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise Usage(f"unknown {what} on the command line", next=f"{args.command or ''} --help")
     if not args.command:
         raise Usage("a command is missing", parser.format_help())
-    _, verbs, _, options = COMMANDS[args.command]
-    flags = [(words.partition(" ")[0], only) for words, only, _ in options]
+    command = COMMANDS[args.command]
+    flags = [(words.partition(" ")[0], only) for words, only, _ in command.options]
     values = [getattr(args, flag[2:].replace("-", "_")) for flag, _ in flags]
     given = [flag for flag, value in zip(flags, values) if value not in (None, False)]
-    chosen = [flag for flag, _ in given if flag in verbs] or [""]
+    chosen = [flag for flag, _ in given if flag in command.verbs] or [""]
     if len(chosen) > 1:
         raise Usage(f"{chosen[0]} and {chosen[1]} exclude each other; nothing was sent")
     for flag, only in given:
         if only and chosen[0] not in only.split(" or "):
             raise Usage(f"{flag} only goes with {only}; nothing was sent")
-    args.run = verbs[chosen[0]]
+    args.run = command.verbs[chosen[0]]
     return args
 
 
@@ -1693,15 +1603,12 @@ class Undelivered(Exception):
 
 class PrivateFile:
     """A new file for a key, 0600, never over an existing one or through a symlink; a context
-    that removes it again if it ends with an exception. Without a path it keeps nothing."""
+    that removes it again if it ends with an exception. Raises Usage where it cannot be made."""
 
-    def __init__(self, path: str | None) -> None:
-        """Raises Usage where it cannot be made."""
+    def __init__(self, path: str) -> None:
         import stat
 
         self._path = path
-        if path is None:
-            return
         try:
             if path == "-" or not path.isprintable():
                 raise ValueError
@@ -1719,8 +1626,6 @@ class PrivateFile:
 
     def keep(self, text: str) -> None:
         """Write the text and see it to the disk. Raises Undelivered."""
-        if self._path is None:
-            return
         line = f"{text}\n".encode("ascii")
         try:
             while line:
@@ -1733,8 +1638,6 @@ class PrivateFile:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if self._path is None:
-            return
         os.close(self._descriptor)  # first: Windows removes no file that is open
         try:
             if kind and os.path.samestat(os.lstat(self._path), self._status):
@@ -1745,10 +1648,8 @@ class PrivateFile:
 
 class Console:
     """The world outside: standard output for results, standard error for everything else,
-    standard input, the environment, the clock and new files.
-
-    `on_stop` is what to say, and the exit code, if the command ends early from here on.
-    """
+    standard input, the environment, the clock and new files. `on_stop` is what to say, and the
+    exit code, if the command ends early from here on."""
 
     new_file = PrivateFile
 
@@ -1766,20 +1667,17 @@ class Console:
     def deliver(self, report: Report, then: Failure | None = None) -> None:
         """Print a report; from then on, `on_stop` is `then`. Raises Undelivered."""
         data, next_step = report.data, self._command(report.data.get("next"))
-        if self.as_json:
-            text = to_json({**data, "next": next_step} if "next" in data else data) + "\n"
-        else:
-            mute = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
-            color = not mute and os.name != "nt" and sys.stdout.isatty()
-            text = report.as_text(next_step or "", color)
-        self.print(text)
+        mute = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
+        color = not mute and os.name != "nt" and sys.stdout.isatty()
+        data = {**data, "next": next_step} if "next" in data else data
+        self.print(Page(report.as_text(next_step or "", color), data))
         self.on_stop = then or self.on_stop
 
-    def print(self, text: str) -> None:
-        """Print text, flushed. Raises Undelivered."""
+    def print(self, page: Page) -> None:
+        """Print a page, flushed. Raises Undelivered."""
         self._write_error("")
         try:
-            sys.stdout.write(text)
+            sys.stdout.write(self._line(page.data, page.text))
             sys.stdout.flush()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is closed"
@@ -1788,16 +1686,17 @@ class Console:
     def fail(self, error: Failure) -> None:
         """Print an error as a few lines or one JSON object."""
         next_step = self._command(error.next)
-        if self.as_json:
-            names = ("code", "message", "exit", "http_status", "request_id", "retryable")
-            fields = {name: getattr(error, name) for name in (*names, "retry_after_seconds")}
-            fields.update(hint=error.hint or None, next=next_step)
-            self._write_error(to_json({"error": fields}) + "\n")
-            return
+        names = ("code", "message", "exit", "http_status", "request_id", "retryable")
+        fields = {name: getattr(error, name) for name in (*names, "retry_after_seconds")}
+        fields.update(hint=error.hint or None, next=next_step)
         request = f" [request {error.request_id}]" if error.request_id else ""
         last = next_step and f"Next: {next_step}"
         lines = (f"{error.code}: {error.message}{request}", error.hint, last)
-        self._write_error("".join(f"{line}\n" for line in lines if line))
+        text = "".join(f"{line}\n" for line in lines if line)
+        self._write_error(self._line({"error": fields}, text))
+
+    def _line(self, data: Json | None, text: str) -> str:
+        return to_json(data, compact=True) + "\n" if self.as_json and data else text
 
     @staticmethod
     def _command(words: str | None) -> str | None:
@@ -1813,7 +1712,7 @@ class Console:
 
     def note(self, line: str) -> None:
         """A line on standard error; if that is gone, so is the line."""
-        self._write_error((to_json({"note": line}) if self.as_json else line) + "\n")
+        self._write_error(self._line({"note": line}, f"{line}\n"))
 
     def countdown(self, seconds_left: float) -> None:
         """The time left of a wait, on a terminal in one line that changes."""
@@ -1862,13 +1761,6 @@ class Console:
             return ""
         finally:
             self.clock.is_asking = False
-
-
-def to_json(data: Json) -> str:
-    """Compact ASCII JSON on one line."""
-    import json
-
-    return json.dumps(data, separators=(",", ":"))
 
 
 def carry_out(argv: Sequence[str], console: Console) -> int:
@@ -1922,7 +1814,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
             return carry_out(argv, console)
         except Page as page:
             console.on_stop = Failure("nothing was changed: it is safe to repeat")
-            console.print(to_json(page.data) + "\n" if page.data and console.as_json else page.text)
+            console.print(page)
             return 0
     except BaseException as error:
         failure = as_failure(error, console.on_stop)
