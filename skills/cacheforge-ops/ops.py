@@ -120,7 +120,7 @@ BadValue = argparse.ArgumentTypeError  # of an option; its reason may be told
 class Page(Exception):
     """What is printed instead of a result: help, the version, the write of a dry run."""
 
-    def __init__(self, text: str, data: Json | None = None) -> None:
+    def __init__(self, text: str, data: Json) -> None:
         super().__init__(text)
         self.text, self.data = text, data
 
@@ -380,12 +380,10 @@ class Answer:
         self.request_id = show(found, secrets)[:100] or None
 
     def value(self, evidence: str, is_write: bool) -> Any:
-        """The JSON value of a 2xx; None where a write was answered with something else.
-
-        An answer with text in the field called `evidence` is good, whatever else it says: a
-        new key that stands in it is there. Raises Failure for a 2xx that says no, or that
-        answers a read with no JSON; for other statuses what `classify` says.
-        """
+        """The JSON value of a 2xx; None where a write was answered with something else. With text
+        in the field called `evidence` an answer is good, whatever else it says: a new key that
+        stands in it is there. Raises Failure for a 2xx that says no, or that answers a read
+        with no JSON; for other statuses what `classify` says."""
         value = parse_json(self._body)
         if evidence and get(value, evidence, str):
             return value
@@ -548,13 +546,10 @@ def make_opener(base: Url, proxy: str, gate: Lock) -> OpenerDirector:
 
 
 class Exchange:
-    """One request and its answer, in a thread that can be left behind.
-
-    A socket's timeout bounds each `recv`, so a server that drips a byte at a time never
-    trips it, and nothing bounds the name lookup; joining a thread with a timeout bounds it
-    all. The gate makes leaving exact: it opens once, either for the thread, which then sends,
-    or for good to whoever leaves.
-    """
+    """One request and its answer, in a thread that can be left behind: a socket's timeout bounds
+    each `recv`, which a server that drips never trips, and no name lookup; joining a thread
+    with a timeout bounds it all. The gate makes leaving exact: it is taken once, by the thread,
+    which then sends, or by whoever leaves, and then nothing is ever sent."""
 
     response: tuple[int, Message, bytes] | None = None
     error: BaseException | None = None
@@ -637,12 +632,10 @@ class Wire:
         evidence: str = "",
         within_s: float | None = None,
     ) -> Any:
-        """The JSON value that the service answers with; for `evidence` see `Answer.value`.
-
-        A read is tried up to three times while that can help; with `within_s` it is one look
-        of many, tried once within so many seconds. A write is sent once. Raises Failure: for
-        a read without an answer Unreachable, for a write that was sent without one Lost.
-        """
+        """The JSON value that the service answers with; for `evidence` see `Answer.value`. A read
+        is tried up to three times while that can help; with `within_s` it is one look of many,
+        tried once within so many seconds. A write is sent once. Raises Failure: for a read
+        without an answer Unreachable, for a write that was sent without one Lost."""
         tries = READ_ATTEMPTS if body is None and within_s is None else 1
         if body is not None:
             if self.dry_run:
@@ -670,8 +663,9 @@ class Wire:
             body = {**body, "apiKey": "<hidden>"}
         write = {"method": method, "url": self._base.text + path, "body": body}
         end = "Dry run: it was not sent, and nothing was changed."
-        text = f"Would send {method} {write['url']}\n{to_json(body)}\n{end}\n"
-        return Page(text, {"dry_run": write})
+        return Page(
+            f"Would send {method} {write['url']}\n{to_json(body)}\n{end}", {"dry_run": write}
+        )
 
     def _send(self, method: str, path: str, body: Json | None, seconds: float) -> Answer:
         from urllib.request import Request
@@ -738,8 +732,7 @@ class Account:
         return billing_record(billing)
 
     def make_payment_link(self, amount_usd: int, method: str) -> Json:
-        """A link to pay `amount_usd` whole dollars by `stripe` (card) or `crypto`; Lost if the
-        answer holds none that may be handed on."""
+        """A link to pay whole dollars by `stripe` (card) or `crypto`. Raises Lost without one."""
         body = {"amountUsd": amount_usd, "method": method}
         reply = self._request("POST", "/v1/account/billing/topup", body, evidence="paymentUrl")
         link = (get(reply, "paymentUrl", str) or "").strip()
@@ -1117,11 +1110,10 @@ def poll_gap_s(waited_s: float) -> float:
 def looks(
     account: Account, console: Console, wait_s: float, began: float
 ) -> Iterator[Json | Failure]:
-    """Looks at the balance, or why one failed, until `wait_s` after `began`. The last comes a
-    moment before the end, so as to be answered in time."""
+    """Looks at the balance, or why one failed, until `wait_s` after `began`."""
     clock = console.clock
     due, end = began, began + wait_s
-    last_look = end - min(1.0, wait_s / 10)
+    last_look = end - min(1.0, wait_s / 10)  # so as to be answered in time
     console.note(f"Waiting up to {wait_s:g} s for credit; it is safe to stop.")
     asked_s, told = 0, False
     while due < last_look:
@@ -1159,13 +1151,10 @@ def change(
     is_visible: bool = True,
     may_be_silent: bool = False,
 ) -> tuple[Any, bool]:
-    """Send a write once, then judge it by what is stored: returns that, and whether it is
-    as asked for. `holds` tells that, or None where nothing does.
-
-    Raises Failure where something else is stored after an answer. Raises Unreachable where
-    nothing tells (unless it `may_be_silent`), and after a lost answer unless all that was
-    sent `is_visible` and stored.
-    """
+    """Send a write once, then judge it by what is stored: returns that, and whether it `holds`
+    what was asked for (None: nothing tells). Raises Failure where something else is stored
+    after an answer; Unreachable where nothing tells, unless it `may_be_silent`, and after a
+    lost answer unless all that was sent `is_visible` and stored."""
     lost = state = held = None
     try:
         send()
@@ -1308,8 +1297,7 @@ def revoke_command(key_id: str | None) -> str:
 
 
 def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertain:
-    """What to say where the answer with a new key was lost: which key the list has now that it
-    did not have before."""
+    """What to say of a key that was lost: what the list has now that it did not have before."""
     hint = "If the list shows a new key, nobody has its secret: revoke it before making another."
     try:
         listed = account.list_keys()
@@ -1480,8 +1468,7 @@ environment:
 
 
 def read_value(kind: str, text: str) -> Any:
-    """The value of an option, by what its help calls it: amounts as cents. Raises BadValue
-    without repeating the text."""
+    """The value of an option, by what its help calls it: amounts as cents. Raises BadValue."""
     choices = {"METHOD": list(MEANS), "KIND": ["openrouter", "anthropic", "custom", "openai"]}
     if text not in choices.get(kind, [text]):
         raise BadValue(f"must be one of {', '.join(choices[kind])}")
@@ -1506,8 +1493,7 @@ def read_value(kind: str, text: str) -> Any:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that prints nothing, but raises Page or Usage. It never repeats what was typed:
-    a mistyped secret would land in a log."""
+    """argparse that prints nothing, and never repeats what was typed: it may be a secret."""
 
     def __init__(self, **shape: Any) -> None:
         # of one width everywhere; argparse would load shutil to measure the terminal
@@ -1532,7 +1518,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> NoReturn:
         """Raise Page."""
-        raise Page(self.format_help())
+        raise Page(self.format_help().rstrip("\n"), {})
 
     def error(self, message: str) -> NoReturn:
         """Raise Usage with what argparse says, up to where it quotes."""
@@ -1574,7 +1560,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     defaults = {"verbose": False, "dry_run": False, "wait": None, "timeout": DEFAULT_TIMEOUT_S}
     args, unknown = parser.parse_known_args(argv, argparse.Namespace(**defaults))
     if args.version:
-        raise Page(f"cacheforge-ops {__version__}\n", {"version": __version__})
+        raise Page(f"cacheforge-ops {__version__}", {"version": __version__})
     if unknown:
         what = "option" if unknown[0].startswith("-") else "word"
         raise Usage(f"unknown {what} on the command line", next=f"{args.command or ''} --help")
@@ -1647,9 +1633,8 @@ class PrivateFile:
 
 
 class Console:
-    """The world outside: standard output for results, standard error for everything else,
-    standard input, the environment, the clock and new files. `on_stop` is what to say, and the
-    exit code, if the command ends early from here on."""
+    """The world outside: results go to standard output, all else to standard error. `on_stop` is
+    what to say, and the exit code, if the command ends early from here on."""
 
     new_file = PrivateFile
 
@@ -1670,18 +1655,14 @@ class Console:
         mute = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
         color = not mute and os.name != "nt" and sys.stdout.isatty()
         data = {**data, "next": next_step} if "next" in data else data
-        self.print(Page(report.as_text(next_step or "", color), data))
-        self.on_stop = then or self.on_stop
-
-    def print(self, page: Page) -> None:
-        """Print a page, flushed. Raises Undelivered."""
         self._write_error("")
         try:
-            sys.stdout.write(self._line(page.data, page.text))
+            sys.stdout.write(self._line(data, report.as_text(next_step or "", color)))
             sys.stdout.flush()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is closed"
             raise Undelivered(f"standard output did not take the result ({why})") from None
+        self.on_stop = then or self.on_stop
 
     def fail(self, error: Failure) -> None:
         """Print an error as a few lines or one JSON object."""
@@ -1695,7 +1676,7 @@ class Console:
         text = "".join(f"{line}\n" for line in lines if line)
         self._write_error(self._line({"error": fields}, text))
 
-    def _line(self, data: Json | None, text: str) -> str:
+    def _line(self, data: Json, text: str) -> str:
         return to_json(data, compact=True) + "\n" if self.as_json and data else text
 
     @staticmethod
@@ -1742,8 +1723,7 @@ class Console:
         return self._read(sys.stdin.readline).strip().lower() in ("y", "yes")
 
     def read_secret(self) -> str:
-        """One line of standard input; from a terminal, without an echo. Empty if there is
-        none, or nobody to type it."""
+        """One line of standard input, from a terminal without an echo; empty if there is none."""
         if self.has_person():
             from getpass import getpass
 
@@ -1763,8 +1743,8 @@ class Console:
             self.clock.is_asking = False
 
 
-def carry_out(argv: Sequence[str], console: Console) -> int:
-    """Carry out one command line; its exit code. Raises Failure or Page."""
+def carry_out(argv: Sequence[str], console: Console) -> Report:
+    """Carry out one command line. Raises Failure or Page."""
     args = parse(argv)
     settings = Settings(console.environ)
     console.secrets.append(settings.api_key)
@@ -1775,13 +1755,13 @@ def carry_out(argv: Sequence[str], console: Console) -> int:
         timeout_s = min(timeout_s, args.wait)
     wire = Wire(settings, console.secrets, timeout_s, console.clock)
     wire.dry_run, wire.trace = args.dry_run, console.note if args.verbose else len
+    account = Account(wire.request, settings, console.secrets)
     try:
-        report = args.run(Account(wire.request, settings, console.secrets), args, console)
+        report: Report = args.run(account, args, console)
     except PaymentRequired as error:
         error.next = None if args.command == "topup" else topup_command(settings, 0)
         raise
-    console.deliver(report)
-    return int(report.exit)
+    return report
 
 
 def as_failure(error: BaseException, on_stop: Failure) -> Failure:
@@ -1811,11 +1791,12 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     console = console or Console("--json" in argv, os.environ)
     try:
         try:
-            return carry_out(argv, console)
+            report = carry_out(argv, console)
         except Page as page:
             console.on_stop = Failure("nothing was changed: it is safe to repeat")
-            console.print(page)
-            return 0
+            report = Report(page.data, lines=[page.text])
+        console.deliver(report)
+        return report.exit
     except BaseException as error:
         failure = as_failure(error, console.on_stop)
         console.fail(failure)
@@ -1823,12 +1804,8 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
 
 
 def start() -> NoReturn:
-    """Run as a script, and leave at once: everything is flushed by then, and an ordinary exit
-    would wait for a thread that was left behind, or choke on a pipe that nobody reads.
-
-    A signal leaves its mark on the clock; one more, a second later, ends the process. What
-    the parent has set to be ignored stays ignored.
-    """
+    """Run as a script, and leave at once: an ordinary exit would choke on a pipe that nobody
+    reads. A signal leaves its mark on the clock; one more, a second later, ends the process."""
     import signal
 
     console = Console("--json" in sys.argv, os.environ)
@@ -1843,7 +1820,7 @@ def start() -> NoReturn:
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as the parent wants it
             signal.signal(number, stop)
     os._exit(main(console=console))
 
