@@ -200,9 +200,8 @@ class Url:
         self.authority = host if port == usual_port else f"{host}:{port}"
         self.rest = percent_encode(match[4], "[^!-~]")
         self.text = f"{self.scheme}://{self.authority}{self.rest}"
-        self.is_loopback = host in ("localhost", "[::1]") or bool(
-            re.fullmatch(r"127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}", host)
-        )
+        here = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
+        self.is_loopback = bool(re.fullmatch(here, host))
 
 
 def check_url(text: str, name: str, allow_http: bool, loopback_http: bool = False) -> Url:
@@ -241,6 +240,7 @@ class Settings:
         if not os.path.exists(environ.get("SSL_CERT_FILE") or "."):  # Python would not say so
             raise Usage("SSL_CERT_FILE names a file that is not there")
         self.api_key = environ.get("CACHEFORGE_API_KEY", "").strip()
+        self.secrets = [self.api_key]  # what is never shown; others join it
         hint = (
             "Set it to your CacheForge key: export CACHEFORGE_API_KEY=cf_..."
             ' (PowerShell: $env:CACHEFORGE_API_KEY = "cf_...")'
@@ -561,16 +561,17 @@ class Exchange:
         self._opener, self._request = make_opener(base, proxy, self._gate), request
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def run(self, seconds: float, clock: Clock) -> None:
-        """Do it, for `seconds` at the most; then `sent`, `response` and `error` tell."""
-        end = clock.now() + seconds
+    def run(self, seconds: float, clock: Clock) -> float:
+        """Do it, for `seconds` at the most; how many it took. What happened, the fields tell."""
+        began = clock.now()
         try:
             self._thread.start()
-            while self._thread.is_alive() and clock.now() < end:
+            while self._thread.is_alive() and clock.now() < began + seconds:
                 clock.check()
-                self._thread.join(max(0.0, min(0.1, end - clock.now())))
+                self._thread.join(max(0.0, min(0.1, began + seconds - clock.now())))
         finally:
             self.sent = not self._gate.acquire(blocking=False)
+        return clock.now() - began
 
     def _work(self) -> None:
         try:
@@ -617,12 +618,14 @@ class Wire:
     dry_run = False
     trace: Callable[[str], object] = len  # which says nothing
 
-    def __init__(
-        self, settings: Settings, secrets: Sequence[str], timeout_s: float, clock: Clock
-    ) -> None:
-        self._base, self._api_key, self._secrets = settings.base, settings.api_key, secrets
+    def __init__(self, settings: Settings, timeout_s: float, clock: Clock) -> None:
+        self._base, self._secrets, self._clock = settings.base, settings.secrets, clock
         self._left_s, self._kept_s = timeout_s, min(5.0, timeout_s / 4)
-        self._clock = clock
+        self._headers = {
+            "Authorization": f"Bearer {settings.api_key}",
+            "Accept": "application/json",
+            "User-agent": f"cacheforge-ops/{__version__}",
+        }
 
     def request(
         self,
@@ -662,28 +665,20 @@ class Wire:
         if "apiKey" in body:
             body = {**body, "apiKey": "<hidden>"}
         write = {"method": method, "url": self._base.text + path, "body": body}
+        text = f"Would send {method} {write['url']}\n{to_json(body)}"
         end = "Dry run: it was not sent, and nothing was changed."
-        return Page(
-            f"Would send {method} {write['url']}\n{to_json(body)}\n{end}", {"dry_run": write}
-        )
+        return Page(f"{text}\n{end}", {"dry_run": write})
 
     def _send(self, method: str, path: str, body: Json | None, seconds: float) -> Answer:
         from urllib.request import Request
 
-        proxy = find_proxy(self._base)
-        headers = {
-            "Authorization": f"Bearer {self._api_key}",
-            "Accept": "application/json",
-            "User-agent": f"cacheforge-ops/{__version__}",
-        }
-        request = Request(self._base.text + path, None, headers, method=method)  # noqa: S310
+        proxy, url = find_proxy(self._base), self._base.text + path
+        request = Request(url, None, self._headers, method=method)  # noqa: S310
         if body is not None:
             request.data = to_json(body).encode("ascii")
             request.add_header("Content-type", "application/json")
         exchange = Exchange(self._base, proxy, request)
-        began = self._clock.now()
-        exchange.run(seconds, self._clock)
-        took_s = self._clock.now() - began
+        took_s = exchange.run(seconds, self._clock)
         self._left_s -= took_s
         answer = Answer(*exchange.response, self._secrets) if exchange.response else None
         status, request_id = (answer.status, answer.request_id) if answer else ("no answer", None)
@@ -713,8 +708,8 @@ class Account:
     """The account behind one key. Every method may raise what `Wire.request` does. A record holds
     text that anybody may see; what is compared is the service's own."""
 
-    def __init__(self, request: Callable[..., Any], settings: Settings, secrets: list[str]) -> None:
-        self._request, self.settings, self._secrets = request, settings, secrets
+    def __init__(self, request: Callable[..., Any], settings: Settings) -> None:
+        self._request, self.settings, self._secrets = request, settings, settings.secrets
 
     def _texts(self, fields: object, *names: str) -> Json:
         record: Json = {}
@@ -823,8 +818,8 @@ def is_own(prefix: str, api_key: str) -> bool | None:
     where fewer than 8 of its characters are shown, which others may share."""
     head, *rest = re.split(r"[^0-9A-Za-z_-]+", prefix)
     tail = rest[-1] if rest else ""
-    masked = bool(rest) and api_key.startswith(head) and api_key.endswith(tail)
-    if not (masked or api_key.startswith(prefix)):
+    fits_mask = api_key.startswith(head) and api_key.endswith(tail)
+    if not (fits_mask or api_key.startswith(prefix)):
         return False
     return True if len(head + tail) >= 8 else None
 
@@ -954,11 +949,8 @@ def revoked_report(key: Json, confirmed: bool) -> Report:
     """Which key is gone."""
     again = "; it had been revoked before" if key["revoked"] else ""
     doubt = "" if confirmed else "The service accepted it, but its list of keys does not tell."
-    data = {
-        "revoked": {name: key[name] for name in ("id", "prefix", "label")},
-        "already": bool(key["revoked"]),
-        "confirmed": confirmed,
-    }
+    revoked = {name: key[name] for name in ("id", "prefix", "label")}
+    data = {"revoked": revoked, "already": bool(key["revoked"]), "confirmed": confirmed}
     return Report(data, lines=[f"Revoked: {key_name(key)}{again}", doubt])
 
 
@@ -975,17 +967,16 @@ def with_details(name: str, *details: str | None) -> str:
 
 def tenant_report(tenant: Json, settings: Settings) -> Report:
     """The tenant, and what this program is set to."""
-    keys = tenant["active_keys"]
+    keys, url, api_key = tenant["active_keys"], settings.base.text, settings.mask_key()
     rows = [
         ("Tenant", with_details(tenant["id"] or "unknown", tenant["name"])),
         ("Status", tenant["status"] or "unknown"),
         ("Upstream", in_words(tenant["upstream_configured"], "configured", "not configured")),
         ("Active keys", "unknown" if keys is None else str(keys)),
-        ("Service", settings.base.text),
-        ("API key", settings.mask_key()),
+        ("Service", url),
+        ("API key", api_key),
     ]
-    data = {"tenant": tenant, "base_url": settings.base.text, "api_key": settings.mask_key()}
-    return Report(data, rows)
+    return Report({"tenant": tenant, "base_url": url, "api_key": api_key}, rows)
 
 
 # ── Commands: one short function for each verb
@@ -1036,9 +1027,8 @@ def topup_command(settings: Settings, short_microusd: int) -> str | None:
 
 def wait_command(min_cents: int | None) -> str:
     """The command that waits for any credit, or for so many cents."""
-    if min_cents is None:
-        return "balance --wait"
-    return f"balance --wait --min {min_cents // CENTS_PER_USD}.{min_cents % CENTS_PER_USD:02}"
+    least = "" if min_cents is None else f" --min {microusd_exact(min_cents * MICROUSD_PER_CENT)}"
+    return f"balance --wait{least}"
 
 
 def risen(before: Json | None, after: Json) -> str:
@@ -1051,10 +1041,9 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
     """`topup`, perhaps with `--wait`"""
     cents = args.amount or DEFAULT_TOPUP_CENTS
     amount_usd = cents // CENTS_PER_USD
-    slip = "topup counts in whole dollars"
-    if amount_usd % CENTS_PER_USD == 0:
-        slip += f"; if cents were meant, write {amount_usd}c ({cents_text(amount_usd)})"
-    check_cap(cents, account.settings, f"{slip}.")
+    meant = f"; if cents were meant, write {amount_usd}c ({cents_text(amount_usd)})"
+    slip = "" if amount_usd % CENTS_PER_USD else meant
+    check_cap(cents, account.settings, f"topup counts in whole dollars{slip}.")
     before = look_first(account.billing, args)
     unseen = "nobody can pay a link that nobody has seen: it is safe to repeat"
     console.on_stop = Unreachable(unseen)
@@ -1186,13 +1175,14 @@ def matches(asked: Json, stored: Json) -> bool | None:
 
 def set_auto_topup(account: Account, args: argparse.Namespace, console: Console) -> Report:
     """`auto-topup --enable` or `--disable`"""
-    rule: Json = {"enabled": args.enable}
+    amounts: Json = {}
     if args.enable:
-        rule["threshold_cents"] = args.threshold or DEFAULT_THRESHOLD_CENTS
-        rule["amount_cents"] = args.amount or DEFAULT_AUTO_TOPUP_CENTS
-        for cents in (rule["threshold_cents"], rule["amount_cents"]):
-            slip = f"auto-topup counts in cents: {cents} is {cents_text(cents)}."
-            check_cap(cents, account.settings, slip)
+        amounts["threshold_cents"] = args.threshold or DEFAULT_THRESHOLD_CENTS
+        amounts["amount_cents"] = args.amount or DEFAULT_AUTO_TOPUP_CENTS
+    for cents in amounts.values():
+        slip = f"auto-topup counts in cents: {cents} is {cents_text(cents)}."
+        check_cap(cents, account.settings, slip)
+    rule = {"enabled": args.enable, **amounts}
     console.on_stop = Unreachable("the rule may be stored: it is safe to repeat")
     stored, _ = change(
         lambda: account.set_auto_topup(rule),
@@ -1215,7 +1205,7 @@ def set_upstream(account: Account, args: argparse.Namespace, console: Console) -
     if kind == "custom" and base_url is None:
         raise Usage("--kind custom needs --base-url, the address of the provider")
     if base_url is not None:
-        check_url(base_url[:MAX_TEXT_CHARS], "--base-url", allow_http=account.settings.allow_http)
+        check_url(base_url[:MAX_TEXT_CHARS], "--base-url", account.settings.allow_http)
     asked = {"configured": True, "kind": kind, "base_url": base_url and plain_url(base_url)}
     console.on_stop = Unreachable("the provider may be stored: it is safe to repeat")
     stored, _ = change(
@@ -1243,16 +1233,14 @@ def read_provider_key(account: Account, args: argparse.Namespace, console: Conso
         raise Usage("--api-key and --api-key-env exclude each other")
     if args.api_key_env is not None:
         source, key = "the variable of --api-key-env", console.environ.get(args.api_key_env, "")
+    elif args.api_key is None:
+        return None
     elif args.api_key == "-":
         source, key = "standard input", console.read_secret()
-    elif args.api_key is not None:
-        source, key = "--api-key", args.api_key
-        console.note(
-            "A key on the command line can be seen in ps and stays in the shell's history;"
-            " --api-key-env NAME or --api-key - keep it out."
-        )
     else:
-        return None
+        source, key = "--api-key", args.api_key
+        risk = "A key on the command line can be seen in ps and stays in the shell's history"
+        console.note(f"{risk}; --api-key-env NAME or --api-key - keep it out.")
     key = key.strip()
     if not is_secret_token(key):
         raise Usage(f"{source} holds no key: it must be one word of visible ASCII characters")
@@ -1262,7 +1250,7 @@ def read_provider_key(account: Account, args: argparse.Namespace, console: Conso
         if key.startswith(prefix) and args.kind not in (None, "custom", owner):
             words = f"by its prefix, {source} holds a key of {owner}, not of {args.kind}"
             raise Usage(f"{words}; it was not sent")
-    console.secrets.append(key)
+    account.settings.secrets.append(key)
     return key
 
 
@@ -1307,11 +1295,10 @@ def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertai
         return Uncertain(f"{lost.message}; the list of keys does not tell", hint, "keys")
     known = {key_id for key_id, _ in before}
     new = [key for key_id, key in listed if key_id not in known]
-    if not new:
-        return Uncertain(f"{lost.message}; no new key is listed", hint, "keys")
     names = " and ".join(map(key_name, new[:3]))
+    said = f"new in the list: {names}" if new else "no new key is listed"
     next_step = revoke_command(new[0]["id"]) if len(new) == 1 else "keys"
-    return Uncertain(f"{lost.message}; new in the list: {names}", hint, next_step)
+    return Uncertain(f"{lost.message}; {said}", hint, next_step)
 
 
 def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> Report:
@@ -1319,14 +1306,12 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
     is_sure = args.yes or args.dry_run
     if not (is_sure or console.has_person()):
         raise Usage("--revoke needs --yes where nobody can be asked; nothing was sent")
-    found = [
-        (key_id, key) for key_id, key in account.list_keys() if args.revoke in (key_id, key["id"])
-    ]
+    found = [pair for pair in account.list_keys() if args.revoke in (pair[0], pair[1]["id"])]
     if not found:
         raise Usage("no key has that id; nothing was revoked", next="keys")
     key_id, key = found[0]
     if key["in_use"] is not False and not args.force:
-        may = in_words(key["in_use"], "is", "") if key["in_use"] else "may be"
+        may = "is" if key["in_use"] else "may be"
         words = f"{key_name(key)} {may} the key that this command runs on; nothing was revoked"
         raise Usage(words, "--force revokes it all the same.")
     if not (is_sure or console.ask(f"Revoke {key_name(key)} for good?")):
@@ -1354,7 +1339,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
 # ── Parser: the command line, declared as data
 
 if TYPE_CHECKING:
-    Verb = Callable[[Account, argparse.Namespace, "Console"], Report]
+    Verbs = dict[str, Callable[[Account, argparse.Namespace, "Console"], Report]]
     Option = tuple[str, str, str]  # the flag and what its value is, its verbs, its help
 
 DRY_RUN = "show the write that would be sent, and do not send it"
@@ -1368,9 +1353,7 @@ COMMON: list[Option] = [
 class Command:
     """What a command does, the function of each verb, examples, options (a verb is one)."""
 
-    def __init__(
-        self, what: str, verbs: dict[str, Verb], examples: Sequence[str], *options: Option
-    ) -> None:
+    def __init__(self, what: str, verbs: Verbs, examples: list[str], *options: Option) -> None:
         self.what, self.verbs, self.examples, self.options = what, verbs, examples, options
 
 
@@ -1476,20 +1459,15 @@ def read_value(kind: str, text: str) -> Any:
         if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or float(text) == 0:
             raise BadValue("must be seconds, more than 0 and less than 100000")
         return float(text)
-    if kind == "DOLLARS":
-        return read_cents(text, "usd", decimals=True)
-    if kind == "USD":
-        cents = read_cents(text, "usd")
-        if cents == 0 or cents % CENTS_PER_USD:
-            raise BadValue("must be whole dollars, more than 0 (an unquoted $10 reaches us as 0)")
-        return cents
-    if kind == "CENTS":
-        cents = read_cents(text, "c")
-        if cents < 100:  # a slip: dollars were meant
-            meant = f"; for {cents_text(cents * CENTS_PER_USD)} write {cents}usd" if cents else ""
-            raise BadValue(f"counts in cents, at least 100: {cents} is {cents_text(cents)}{meant}")
-        return cents
-    return text
+    if kind not in ("DOLLARS", "USD", "CENTS"):
+        return text
+    cents = read_cents(text, "c" if kind == "CENTS" else "usd", decimals=kind == "DOLLARS")
+    if kind == "USD" and (cents == 0 or cents % CENTS_PER_USD):
+        raise BadValue("must be whole dollars, more than 0 (an unquoted $10 reaches us as 0)")
+    if kind == "CENTS" and cents < 100:  # a slip: dollars were meant
+        meant = f"; for {cents_text(cents * CENTS_PER_USD)} write {cents}usd" if cents else ""
+        raise BadValue(f"counts in cents, at least 100: {cents} is {cents_text(cents)}{meant}")
+    return cents
 
 
 class Parser(argparse.ArgumentParser):
@@ -1527,9 +1505,8 @@ class Parser(argparse.ArgumentParser):
             from difflib import get_close_matches
 
             near = get_close_matches(unknown[1].lower(), COMMANDS, 1)
-            question = f"; did you mean {near[0]}?" if near else ""
-            commands = f"The commands are {', '.join(COMMANDS)}."
-            raise Usage(f"unknown command{question}", commands, "--help")
+            words = f"unknown command; did you mean {near[0]}?" if near else "unknown command"
+            raise Usage(words, f"The commands are {', '.join(COMMANDS)}.", "--help")
         # argparse quotes values, we do not
         said = re.split("[\"']", message)[0].rstrip(" :").removeprefix("argument ")
         raise Usage(said, next=f"{self.prog[len('ops.py ') :]} --help".strip())
@@ -1637,14 +1614,12 @@ class Console:
     what to say, and the exit code, if the command ends early from here on."""
 
     new_file = PrivateFile
+    _countdown_s: int | None = None  # what stands on the terminal
 
-    def __init__(self, as_json: bool, environ: Mapping[str, str]) -> None:
-        self.as_json, self.environ = as_json, environ
-        self.clock = Clock()
-        self.secrets: list[str] = []
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.as_json, self.environ, self.clock = "--json" in argv, os.environ, Clock()
         self.on_stop = Failure("nothing was changed: it is safe to repeat")
         self.on_stop.retryable = True
-        self._countdown_s: int | None = None  # what stands on the terminal
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in Japanese must not end in a crash
                 stream.reconfigure(errors="backslashreplace")
@@ -1747,21 +1722,18 @@ def carry_out(argv: Sequence[str], console: Console) -> Report:
     """Carry out one command line. Raises Failure or Page."""
     args = parse(argv)
     settings = Settings(console.environ)
-    console.secrets.append(settings.api_key)
     if sys.stdout is None or sys.stdout.closed:
         raise Usage("standard output is closed: nothing could be shown, so nothing was sent")
-    timeout_s = args.timeout
-    if args.command == "balance" and args.wait:  # its first look is a part of the wait
-        timeout_s = min(timeout_s, args.wait)
-    wire = Wire(settings, console.secrets, timeout_s, console.clock)
+    is_wait = args.command == "balance" and args.wait  # its first look is a part of the wait
+    timeout_s = min(args.timeout, args.wait) if is_wait else args.timeout
+    wire = Wire(settings, timeout_s, console.clock)
     wire.dry_run, wire.trace = args.dry_run, console.note if args.verbose else len
-    account = Account(wire.request, settings, console.secrets)
+    run: Callable[..., Report] = args.run
     try:
-        report: Report = args.run(account, args, console)
+        return run(Account(wire.request, settings), args, console)
     except PaymentRequired as error:
         error.next = None if args.command == "topup" else topup_command(settings, 0)
         raise
-    return report
 
 
 def as_failure(error: BaseException, on_stop: Failure) -> Failure:
@@ -1788,7 +1760,7 @@ def as_failure(error: BaseException, on_stop: Failure) -> Failure:
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command line; its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    console = console or Console("--json" in argv, os.environ)
+    console = console or Console(argv)
     try:
         try:
             report = carry_out(argv, console)
@@ -1808,7 +1780,7 @@ def start() -> NoReturn:
     reads. A signal leaves its mark on the clock; one more, a second later, ends the process."""
     import signal
 
-    console = Console("--json" in sys.argv, os.environ)
+    console = Console(sys.argv)
     clock = console.clock
 
     def stop(number: int, frame: object) -> None:
