@@ -524,6 +524,11 @@ def make_opener(base: Url, proxy: str, gate: Lock) -> OpenerDirector:
     class SecureConnection(Connection, HTTPSConnection):
         pass
 
+    try:
+        context = ssl.create_default_context() if base.scheme == "https" else None
+    except OSError:
+        raise Usage("SSL_CERT_FILE or SSLKEYLOGFILE names a file that cannot be used") from None
+
     class Handler(AbstractHTTPHandler):  # urllib's for https loads certificates for http, too
         http_request = https_request = AbstractHTTPHandler.do_request_
 
@@ -532,11 +537,6 @@ def make_opener(base: Url, proxy: str, gate: Lock) -> OpenerDirector:
 
         def https_open(self, request: Request) -> HTTPResponse:
             return self.do_open(SecureConnection, request, context=context)
-
-    try:
-        context = ssl.create_default_context() if base.scheme == "https" else None
-    except OSError:
-        raise Usage("SSL_CERT_FILE or SSLKEYLOGFILE names a file that cannot be used") from None
 
     opener = OpenerDirector()
     opener.add_handler(Handler())
@@ -986,8 +986,6 @@ DEFAULT_THRESHOLD_CENTS = 200
 DEFAULT_AUTO_TOPUP_CENTS = 1000
 DEFAULT_WAIT_S = 100.0  # under the 120 s at which common agent shells cut a command off
 LOOK_S = 10.0
-OPENAI_BASE_URL = "https://api.openai.com"
-KEY_OWNERS = {"sk-or-": "openrouter", "sk-ant-": "anthropic"}
 SAFE = "It is safe to repeat."
 STILL_VALID = "The payment link stays valid."
 
@@ -1136,7 +1134,6 @@ def change(
     look: Callable[[], Any],
     holds: Callable[[Any], bool | None],
     as_text: Callable[[Any], str],
-    *,
     is_visible: bool = True,
     may_be_silent: bool = False,
 ) -> tuple[Any, bool]:
@@ -1200,7 +1197,7 @@ def set_upstream(account: Account, args: argparse.Namespace, console: Console) -
     if kind is None and base_url is None and key is None:
         raise Usage("upstream --set needs --kind, --base-url or the provider's key")
     if kind == "openai":  # the API knows the alias only as a custom provider
-        kind, base_url = "custom", base_url or OPENAI_BASE_URL
+        kind, base_url = "custom", base_url or "https://api.openai.com"
         console.note(f"openai is set as custom, with {base_url}")
     if kind == "custom" and base_url is None:
         raise Usage("--kind custom needs --base-url, the address of the provider")
@@ -1246,7 +1243,7 @@ def read_provider_key(account: Account, args: argparse.Namespace, console: Conso
         raise Usage(f"{source} holds no key: it must be one word of visible ASCII characters")
     if key == account.settings.api_key:
         raise Usage(f"{source} holds the CacheForge key, which is not for the provider")
-    for prefix, owner in KEY_OWNERS.items():
+    for prefix, owner in (("sk-or-", "openrouter"), ("sk-ant-", "anthropic")):
         if key.startswith(prefix) and args.kind not in (None, "custom", owner):
             words = f"by its prefix, {source} holds a key of {owner}, not of {args.kind}"
             raise Usage(f"{words}; it was not sent")
