@@ -102,12 +102,13 @@ class Suggestions(SandboxTest):
 
 class ReadBack(SandboxTest):
     def test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter(self) -> None:
-        long = "https://llm.example.com/" + "x" * 500  # more than is shown
+        long = "https://llm.example.com/".ljust(299, "x")  # as much as is shown
         for asked, stored, exit_code in (
             ("https://LLM.Example.com/V1", "https://llm.example.com/V1", 0),
             ("https://llm.example.com/V1", "https://llm.example.com/v1", 1),
             ("https://llm.example.com/V1", "https://llm.example.com/V1?x", 1),
             (f"{long}1", f"{long}2", 1),
+            (f"{long}11", f"{long}12", 2),
         ):
             self.box.books.upstream = {"kind": "custom", "baseUrl": stored}
             self.box.script(SET_UPSTREAM, Fault.reply(200, {"ok": True}))

@@ -306,7 +306,7 @@ def parse_json(body: bytes) -> Any:
 
     try:
         return json.loads(
-            body.decode("utf-8-sig", "replace"),
+            body.decode("utf-8", "replace").lstrip("\ufeff"),
             strict=False,
             parse_int=lambda digits: int(digits) if fits(digits) else None,
             parse_constant=lambda name: None,
@@ -607,7 +607,8 @@ def explain(error: BaseException | None, where: str, seconds: float) -> Failure:
     if isinstance(error, OSError) and error.strerror:
         return Unreachable(f"no connection to {where}: {show(error.strerror, ())}", ADDRESS_HINT)
     if isinstance(error, OSError) or kind == "IncompleteRead":
-        return Unreachable(f"the connection to {where} broke before the answer was complete")
+        words = f"the connection to {where} broke before the answer was complete"
+        return Unreachable(words, ADDRESS_HINT)
     return Failure(f"{where} answers with something that is not HTTP, or too much", ADDRESS_HINT)
 
 
@@ -816,7 +817,8 @@ def billing_record(billing: Json) -> Json:
 def is_own(prefix: str, api_key: str) -> bool | None:
     """Whether a listed prefix, perhaps masked as `cf_ab...wxyz`, is that of `api_key`; None
     where fewer than 8 of its characters are shown, which others may share."""
-    head, *rest = re.split(r"[^0-9A-Za-z_-]+", prefix)
+    is_plain = prefix.replace("_", "").isalnum()  # and no regular expression for most of many
+    head, *rest = [prefix] if is_plain else re.split(r"[^0-9A-Za-z_-]+", prefix)
     tail = rest[-1] if rest else ""
     fits_mask = api_key.startswith(head) and api_key.endswith(tail)
     if not (fits_mask or api_key.startswith(prefix)):
@@ -903,7 +905,8 @@ def auto_topup_report(billing: Json, just_enabled: bool = False) -> Report:
     if just_enabled:
         data["message"] = (
             f"The service may now charge the saved card {cents_text(rule['amount_cents'])}"
-            f" each time the balance falls below {cents_text(rule['threshold_cents'])}."
+            f" each time the balance falls below {cents_text(rule['threshold_cents'])}, until"
+            " auto-topup --disable."
         )
     now = "The balance is below that already: expect a charge now." if data["charges_now"] else ""
     balance, auto_topup, card = balance_rows(billing)
@@ -1043,7 +1046,7 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
     slip = "" if amount_usd % CENTS_PER_USD else meant
     check_cap(cents, account.settings, f"topup counts in whole dollars{slip}.")
     before = look_first(account.billing, args)
-    unseen = "nobody can pay a link that nobody has seen: it is safe to repeat"
+    unseen = "nobody can pay a link that nobody has seen; it is safe to repeat"
     console.on_stop = Unreachable(unseen)
     try:
         link = account.make_payment_link(amount_usd, args.method or "stripe")
@@ -1180,7 +1183,7 @@ def set_auto_topup(account: Account, args: argparse.Namespace, console: Console)
         slip = f"auto-topup counts in cents: {cents} is {cents_text(cents)}."
         check_cap(cents, account.settings, slip)
     rule = {"enabled": args.enable, **amounts}
-    console.on_stop = Unreachable("the rule may be stored: it is safe to repeat")
+    console.on_stop = Unreachable("the rule may be stored; it is safe to repeat")
     stored, _ = change(
         lambda: account.set_auto_topup(rule),
         account.billing,
@@ -1202,9 +1205,11 @@ def set_upstream(account: Account, args: argparse.Namespace, console: Console) -
     if kind == "custom" and base_url is None:
         raise Usage("--kind custom needs --base-url, the address of the provider")
     if base_url is not None:
-        check_url(base_url[:MAX_TEXT_CHARS], "--base-url", account.settings.allow_http)
+        check_url(base_url, "--base-url", account.settings.allow_http)
+        if len(base_url) > MAX_TEXT_CHARS:  # it could not be compared with what is stored
+            raise Usage(f"--base-url is longer than {MAX_TEXT_CHARS} characters")
     asked = {"configured": True, "kind": kind, "base_url": base_url and plain_url(base_url)}
-    console.on_stop = Unreachable("the provider may be stored: it is safe to repeat")
+    console.on_stop = Unreachable("the provider may be stored; it is safe to repeat")
     stored, _ = change(
         lambda: account.set_upstream({"kind": kind, "base_url": base_url, "api_key": key}),
         account.upstream,
@@ -1212,8 +1217,8 @@ def set_upstream(account: Account, args: argparse.Namespace, console: Console) -
         lambda stored: with_details(stored["kind"] or "no known provider", stored["base_url"]),
         is_visible=key is None,
     )
-    unread = "" if key is None else " The provider's key is stored, too; nobody can read it back."
-    return upstream_report(stored, f"Set, and read back.{unread}")
+    unread = "" if key is None else ", but for the provider's key: the service never shows it"
+    return upstream_report(stored, f"Set, and read back{unread}.")
 
 
 def plain_url(text: str | None) -> str | None:
@@ -1285,17 +1290,18 @@ def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertai
     """What to say of a key that was lost: what the list has now that it did not have before."""
     hint = "If the list shows a new key, nobody has its secret: revoke it before making another."
     try:
-        listed = account.list_keys()
+        listed = [] if before is None else account.list_keys()
     except Failure:
-        listed = None
-    if before is None or listed is None:
+        before, listed = None, []
+    if before is None:
         return Uncertain(f"{lost.message}; the list of keys does not tell", hint, "keys")
     known = {key_id for key_id, _ in before}
     new = [key for key_id, key in listed if key_id not in known]
-    names = " and ".join(map(key_name, new[:3]))
-    said = f"new in the list: {names}" if new else "no new key is listed"
+    if not new:
+        return Uncertain(f"{lost.message}; no new key is listed", hint, "keys")
+    words = f"{lost.message}; new in the list: {' and '.join(map(key_name, new[:3]))}"
     next_step = revoke_command(new[0]["id"]) if len(new) == 1 else "keys"
-    return Uncertain(f"{lost.message}; {said}", hint, next_step)
+    return Uncertain(words, "Nobody has its secret: revoke it before making another.", next_step)
 
 
 def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> Report:
@@ -1310,7 +1316,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
     if key["in_use"] is not False and not args.force:
         may = "is" if key["in_use"] else "may be"
         words = f"{key_name(key)} {may} the key that this command runs on; nothing was revoked"
-        raise Usage(words, "--force revokes it all the same.")
+        raise Usage(words, "Run it with another key in CACHEFORGE_API_KEY, or add --force.")
     if not (is_sure or console.ask(f"Revoke {key_name(key)} for good?")):
         raise Usage("not confirmed; nothing was revoked")
 
@@ -1322,7 +1328,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
                 return []
             raise
 
-    console.on_stop = Unreachable("the key may be revoked: it is safe to repeat")
+    console.on_stop = Unreachable("the key may be revoked; it is safe to repeat")
     _, confirmed = change(
         lambda: account.revoke_key(key_id or ""),
         look,
@@ -1537,7 +1543,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise Page(f"cacheforge-ops {__version__}", {"version": __version__})
     if unknown:
         what = "option" if unknown[0].startswith("-") else "word"
-        raise Usage(f"unknown {what} on the command line", next=f"{args.command or ''} --help")
+        words = f"unknown {what} on the command line"
+        raise Usage(words, next=f"{args.command or ''} --help".strip())
     if not args.command:
         raise Usage("a command is missing", parser.format_help())
     command = COMMANDS[args.command]
@@ -1559,6 +1566,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 class Undelivered(Exception):
     """Standard output, or a file, did not take what it was given; the text says so."""
+
+
+def nothing_changed() -> Failure:
+    """What to say of an early end before anything was sent that changes something."""
+    failure = Failure("nothing was changed; it is safe to repeat")
+    failure.retryable = True
+    return failure
 
 
 class PrivateFile:
@@ -1615,8 +1629,7 @@ class Console:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.as_json, self.environ, self.clock = "--json" in argv, os.environ, Clock()
-        self.on_stop = Failure("nothing was changed: it is safe to repeat")
-        self.on_stop.retryable = True
+        self.on_stop = nothing_changed()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in Japanese must not end in a crash
                 stream.reconfigure(errors="backslashreplace")
@@ -1625,13 +1638,13 @@ class Console:
         """Print a report; from then on, `on_stop` is `then`. Raises Undelivered."""
         data, next_step = report.data, self._command(report.data.get("next"))
         mute = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
-        color = not mute and os.name != "nt" and sys.stdout.isatty()
         data = {**data, "next": next_step} if "next" in data else data
         self._write_error("")
         try:
+            color = not mute and os.name != "nt" and sys.stdout.isatty()
             sys.stdout.write(self._line(data, report.as_text(next_step or "", color)))
             sys.stdout.flush()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # it is None where it was closed
             why = getattr(error, "strerror", None) or "it is closed"
             raise Undelivered(f"standard output did not take the result ({why})") from None
         self.on_stop = then or self.on_stop
@@ -1711,6 +1724,9 @@ class Console:
             return read()
         except (OSError, EOFError, ValueError):  # not text, or nothing at all
             return ""
+        except KeyboardInterrupt:
+            self._write_error("\n")
+            raise
         finally:
             self.clock.is_asking = False
 
@@ -1762,7 +1778,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
         try:
             report = carry_out(argv, console)
         except Page as page:
-            console.on_stop = Failure("nothing was changed: it is safe to repeat")
+            console.on_stop = nothing_changed()
             report = Report(page.data, lines=[page.text])
         console.deliver(report)
         return report.exit
