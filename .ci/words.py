@@ -41,7 +41,7 @@ class Finder(ast.NodeVisitor):
 
     def span(self, node: ast.expr | ast.keyword) -> tuple[int, int]:
         """Where a node begins and ends, in bytes."""
-        assert node.end_lineno and node.end_col_offset
+        assert node.end_lineno is not None and node.end_col_offset is not None
         start = sum(len(line) for line in self.lines[: node.lineno - 1])
         end = sum(len(line) for line in self.lines[: node.end_lineno - 1])
         return start + node.col_offset, end + node.end_col_offset

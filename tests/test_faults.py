@@ -93,6 +93,7 @@ SENSELESS: Exits = (1, 5, 5, 6)  # no answer of a service at all
 OK = "HTTP/1.1 200 OK\n"
 
 LOST_ANSWERS = {
+    "status_408": Fault.reply(408, {"error": "no"}),
     "html_502": Fault.reply(502, b"<html>bad gateway</html>"),
     "body_cut_short": http(OK + "Content-Length: 900\n\n", GOOD),
     "body_cut_to_valid_json": http(OK + "Content-Length: 9\n\n", b"{}"),
@@ -169,7 +170,6 @@ REFUSALS = {
     "status_403_of_somebody_else": (Fault.reply(403, b"<html>no</html>"), 1),
     "status_404": (Fault.reply(404, b"<html>no</html>"), 1),
     "status_405": (Fault.reply(405, b""), 1),
-    "status_408": (Fault.reply(408, None), 1),
     "status_409": (Fault.reply(409, []), 1),
     "status_422": (Fault.reply(422, {"error": {"message": {"a": 1}}}), 1),
     "status_429": (Fault.reply(429, {"error": "slow"}), 5),

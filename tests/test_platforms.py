@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -44,6 +45,15 @@ class Pasting(SandboxTest):
             with mock.patch.object(os, "name", "nt"):
                 result = call_on(QuickClock(), "balance", program=path, **self.box.env)
             self.assertIn(f"Next: {words}", result.out)
+
+
+class Files(SandboxTest):
+    def test_a_file_system_that_cannot_be_asked_to_hurry_keeps_the_key(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "new.key")
+            with mock.patch.object(os, "fsync", side_effect=OSError(errno.EINVAL, "no")):
+                self.ok("keys", "--create", "--save", str(path))
+            self.assertEqual(path.read_text("utf-8"), self.box.books.keys[-1].secret + "\n")
 
 
 class OldPythons(unittest.TestCase):

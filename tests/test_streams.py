@@ -185,6 +185,26 @@ class Signals(SandboxTest):
                 self.assertEqual(next_words(error["next"])[0], "keys")
                 self.assertFalse(path.exists())
 
+    def test_a_new_key_that_is_on_its_way_is_delivered(self) -> None:
+        make, signalled = self.box.service.routes[CREATE], threading.Event()
+
+        def make_later(body: Any) -> Any:
+            signalled.wait(PATIENCE_S)
+            self.box.closing.wait(0.3)  # longer than a loop takes to see the signal
+            return make(body)
+
+        self.box.service.routes[CREATE] = make_later
+        for number in self.numbers:
+            signalled.clear()
+            del self.box.requests[:]
+            child = self.start(sys.executable, str(OPS), "keys", "--create")
+            self.assertTrue(self.box.wait_for(CREATE))
+            child.send_signal(number)
+            signalled.set()
+            out, err = child.communicate(timeout=PATIENCE_S)
+            self.assertEqual(child.returncode, 0, err)
+            self.assertEqual(out.splitlines()[0], self.box.books.keys[-1].secret)
+
     def test_while_a_setting_is_made_or_read_back_it_is_safe_to_repeat(self) -> None:
         self.save_card()
         argv = ("auto-topup", "--enable", "--json")

@@ -7,7 +7,7 @@
 
 The file is read from top to bottom: a room uses only the rooms above it.
 
-    argv -> arguments -> look, write, look -> a record -> a report -> text or JSON -> stdout
+    argv -> arguments -> read, write, read back -> a record -> a report -> text or JSON -> stdout
 
     Outcomes   the exit codes: one error class for each different next step
     Money      amounts in and out, in whole numbers with their unit
@@ -27,6 +27,7 @@ the configured service and nowhere else, and a write is sent once.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ import time
 from functools import lru_cache, partial
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # `typing` costs a tenth of a start; only the type checker needs it
+if TYPE_CHECKING:  # as type checkers take it; to import `typing` costs a tenth of a start
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from email.message import Message
     from http.client import HTTPResponse
@@ -114,7 +115,7 @@ class Interrupted(Failure):
     code, exit = "interrupted", 130
 
 
-BadValue = argparse.ArgumentTypeError  # of an option; its reason may be told
+BadValue = argparse.ArgumentTypeError  # the value of an option; argparse tells its reason
 
 
 class Page(Exception):
@@ -237,7 +238,8 @@ class Settings:
         if not re.fullmatch("[0-9]{1,9}", cap):
             raise Usage("CACHEFORGE_MAX_TOPUP_USD must be a number of whole dollars, such as 500")
         self.max_topup_cents = int(cap) * CENTS_PER_USD
-        if not os.path.exists(environ.get("SSL_CERT_FILE") or "."):  # Python would not say so
+        certificates = environ.get("SSL_CERT_FILE")
+        if certificates and not os.path.exists(certificates):  # Python would not say so
             raise Usage("SSL_CERT_FILE names a file that is not there")
         self.api_key = environ.get("CACHEFORGE_API_KEY", "").strip()
         self.secrets = [self.api_key]  # what is never shown; others join it
@@ -292,7 +294,7 @@ def show(text: str, secrets: Sequence[str]) -> str:
 
 def parse_json(body: bytes) -> Any:
     """The JSON in a body; None where there is none. What strict JSON does not allow (NaN, a name
-    given twice, thousands of digits) becomes None, to matter only where it is evidence."""
+    given twice, thousands of digits) becomes None, an error only where the field is needed."""
     import json
 
     def fits(digits: str) -> bool:  # into 64 bits
@@ -349,7 +351,7 @@ def reason(value: object, depth: int = 4) -> str:
 
 def classify(status: int, is_json: bool, is_write: bool) -> tuple[type[Failure], str, str]:
     """The error that a status other than 2xx stands for: class, words, hint."""
-    if status == 401 or (status == 403 and is_json):  # else a filter's in front of the service
+    if status == 401 or (status == 403 and is_json):  # one of HTML comes from a firewall
         hint = "Check CACHEFORGE_API_KEY: is it whole, current, and of the right account?"
         return Unauthorized, "the service refused the API key", hint
     if status == 402:
@@ -360,12 +362,12 @@ def classify(status: int, is_json: bool, is_write: bool) -> tuple[type[Failure],
         return Unreachable, "the service asks for fewer requests", ""
     if 300 <= status < 400:
         return Failure, "the service answered with a redirect, and none is followed", ADDRESS_HINT
-    if 400 <= status < 500:
+    if 400 <= status < 500 and status != 408:  # which may come after the deed
         wrong_place = status in (404, 405) or not is_json
         return Failure, "the service refused the request", ADDRESS_HINT if wrong_place else ""
     if is_write:
         return Lost, "the service failed to say what became of the request", ""
-    if status >= 500:
+    if status >= 500 or status == 408:
         return Unreachable, "the service is failing", ""
     return Failure, "the service's answer has a status that means nothing here", ""
 
@@ -385,7 +387,7 @@ class Answer:
         stands in it is there. Raises Failure for a 2xx that says no, or that answers a read
         with no JSON; for other statuses what `classify` says."""
         value = parse_json(self._body)
-        if evidence and get(value, evidence, str):
+        if evidence and get(value, evidence, str) and not 300 <= self.status < 500:
             return value
         is_json = isinstance(value, dict)
         if not 200 <= self.status < 300:
@@ -401,8 +403,9 @@ class Answer:
     def _error(self, value: object, kind: type[Failure], words: str, hint: str) -> Failure:
         text = self._body.decode("utf-8", "replace").strip()
         is_page = "html" in self._headers.get_content_type() or text.startswith("<")
-        said = reason(value) if value is not None else "" if is_page else text
-        said = show(said, self._secrets)
+        if value is not None or is_page:
+            text = reason(value)
+        said = show(text, self._secrets)
         error = kind(f"{words} (HTTP {self.status}{': ' if said else ''}{said})", hint)
         error.http_status, error.request_id = self.status, self.request_id
         after = (self._headers.get("Retry-After") or "").strip()
@@ -418,12 +421,13 @@ class Answer:
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 READ_ATTEMPTS = 3
+GRACE_S = 1.0
 REPEATABLE_STATUSES = (None, 429, 502, 503, 504)  # None: no answer at all
 
 
 class Clock:
-    """Time, and whether a signal has asked the program to stop. It only leaves a mark here, which
-    whatever waits looks at: an exception could hit any line, the delivery of a key included."""
+    """Time, and whether a signal has asked the program to stop. Its handler only notes that here,
+    and the loops that wait look: an exception could hit any line, the delivery of a key too."""
 
     stopped_at: float | None = None
     is_asking = False  # a person, who may take any time: the one place to be interrupted
@@ -438,6 +442,10 @@ class Clock:
         while self.now() < end:
             self.check()
             time.sleep(max(0.0, min(0.2, end - self.now())))
+
+    def in_grace(self) -> bool:
+        """Whether a signal came so lately that a write which was sent may still be answered."""
+        return self.stopped_at is not None and self.now() < self.stopped_at + GRACE_S
 
     def check(self) -> None:
         """Raises KeyboardInterrupt once a signal has come."""
@@ -462,10 +470,11 @@ def read_body(response: HTTPResponse) -> bytes:
     body = bytearray()  # read in blocks, since a length of 10^14 must not be allocated
     for block in iter(partial(response.read, 65536), b""):
         body += block
-        if len(body) > MAX_BODY_BYTES:  # no JSON any more, then, but an answer still
+        if len(body) > MAX_BODY_BYTES:  # too much to be JSON of ours, but an answer
             return bytes(body)
     is_framed = response.length is not None or response.chunked
-    if response.length or not (is_framed or body):  # read(n) says nothing of a cut body
+    is_cut = bool(response.length) or not (is_framed or body)
+    if is_cut:  # of which read(n) says nothing
         raise IncompleteRead(b"")
     return bytes(body)
 
@@ -486,7 +495,7 @@ def find_proxy(base: Url) -> str:
         raise Usage("the proxy setting is not an http://HOST:PORT address") from None
     if (scheme or "http").lower() != "http":
         raise Usage("the proxy setting is not http: its password would be sent unencrypted")
-    if user is not None and not all(user.partition(":")):
+    if user is not None and not re.fullmatch(".+:.+", user):  # urllib would leave both out
         raise Usage("the proxy setting has a user name without a password")
     if base.host.startswith("[") and sys.version_info < (3, 13):
         raise Usage("an IPv6 address behind a proxy needs Python 3.13 or later")
@@ -546,10 +555,10 @@ def make_opener(base: Url, proxy: str, gate: Lock) -> OpenerDirector:
 
 
 class Exchange:
-    """One request and its answer, in a thread that can be left behind: a socket's timeout bounds
-    each `recv`, which a server that drips never trips, and no name lookup; joining a thread
-    with a timeout bounds it all. The gate makes leaving exact: it is taken once, by the thread,
-    which then sends, or by whoever leaves, and then nothing is ever sent."""
+    """One request and its answer, in a thread that can be left behind. A socket's timeout bounds
+    each `recv`, not the whole, and no name lookup; joining a thread with a timeout bounds it
+    all. Whoever takes the gate first decides: the thread then sends, or the caller leaves and
+    nothing is ever sent."""
 
     response: tuple[int, Message, bytes] | None = None
     error: BaseException | None = None
@@ -567,7 +576,8 @@ class Exchange:
         try:
             self._thread.start()
             while self._thread.is_alive() and clock.now() < began + seconds:
-                clock.check()
+                if not (self._request.data and self._gate.locked() and clock.in_grace()):
+                    clock.check()
                 self._thread.join(max(0.0, min(0.1, began + seconds - clock.now())))
         finally:
             self.sent = not self._gate.acquire(blocking=False)
@@ -614,10 +624,10 @@ def explain(error: BaseException | None, where: str, seconds: float) -> Failure:
 
 class Wire:
     """Requests to one service with one key, within one budget of seconds. A quarter of it,
-    5 s at the most, is kept from a write for the look after it."""
+    5 s at the most, is kept back from a write, for the read after it."""
 
     dry_run = False
-    trace: Callable[[str], object] = len  # which says nothing
+    trace: Callable[[str], object] = len  # does nothing visible, until it is set
 
     def __init__(self, settings: Settings, timeout_s: float, clock: Clock) -> None:
         self._base, self._secrets, self._clock = settings.base, settings.secrets, clock
@@ -741,8 +751,8 @@ class Account:
             is_safe = False
         if not is_safe or hide(link, self._secrets) != link:
             raise Lost("the service's answer holds no payment link that is safe to open")
-        paid = {"amount_usd": amount_usd, "method": method}
-        return {**paid, "payment_url": link, "payment_host": url.authority}
+        asked = {"amount_usd": amount_usd, "method": method}
+        return {**asked, "payment_url": link, "payment_host": url.authority}
 
     def set_auto_topup(self, rule: Json) -> None:
         """Send a rule, in cents, to be stored."""
@@ -1042,7 +1052,8 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
     """`topup`, perhaps with `--wait`"""
     cents = args.amount or DEFAULT_TOPUP_CENTS
     amount_usd = cents // CENTS_PER_USD
-    meant = f"; if cents were meant, write {amount_usd}c ({cents_text(amount_usd)})"
+    mistaken_cents = amount_usd
+    meant = f"; if cents were meant, write {mistaken_cents}c ({cents_text(mistaken_cents)})"
     slip = "" if amount_usd % CENTS_PER_USD else meant
     check_cap(cents, account.settings, f"topup counts in whole dollars{slip}.")
     before = look_first(account.billing, args)
@@ -1054,7 +1065,7 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
         error.message += f"; {unseen}"
         raise
     except Failure as error:
-        if cents < DEFAULT_TOPUP_CENTS and error.code == "failed":
+        if cents < DEFAULT_TOPUP_CENTS and error.code == "failed" and not error.hint:
             error.hint = f"{cents_text(cents)} was asked for; the smallest is typically $10."
             error.next = topup_command(account.settings, 0)
         raise
@@ -1084,12 +1095,12 @@ def look_first(read: Callable[..., T], args: argparse.Namespace) -> T | None:
         return None
 
 
-def next_look(before: Json | None, paid_cents: int) -> str:
+def next_look(before: Json | None, asked_cents: int) -> str:
     """The command that shows that a payment of so many cents has arrived."""
     had_microusd = before["balance_microusd"] if before else 0
     if had_microusd > 0:
         return wait_command(had_microusd // MICROUSD_PER_CENT + 1)
-    return "balance --wait" if had_microusd + paid_cents * MICROUSD_PER_CENT > 0 else "balance"
+    return "balance --wait" if had_microusd + asked_cents * MICROUSD_PER_CENT > 0 else "balance"
 
 
 def poll_gap_s(waited_s: float) -> float:
@@ -1301,7 +1312,8 @@ def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertai
         return Uncertain(f"{lost.message}; no new key is listed", hint, "keys")
     words = f"{lost.message}; new in the list: {' and '.join(map(key_name, new[:3]))}"
     next_step = revoke_command(new[0]["id"]) if len(new) == 1 else "keys"
-    return Uncertain(words, "Nobody has its secret: revoke it before making another.", next_step)
+    hint = "Unless somebody else made it just now, nobody has its secret: revoke it."
+    return Uncertain(words, hint, next_step)
 
 
 def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> Report:
@@ -1312,7 +1324,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
     found = [pair for pair in account.list_keys() if args.revoke in (pair[0], pair[1]["id"])]
     if not found:
         raise Usage("no key has that id; nothing was revoked", next="keys")
-    key_id, key = found[0]
+    key_id, key = min(found, key=lambda pair: pair[0] != args.revoke)  # the exact id, if any
     if key["in_use"] is not False and not args.force:
         may = "is" if key["in_use"] else "may be"
         words = f"{key_name(key)} {may} the key that this command runs on; nothing was revoked"
@@ -1324,7 +1336,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
         try:
             return [key["revoked"] for id, key in account.list_keys() if id == key_id]
         except Unauthorized:
-            if args.force:  # the key that this command ran on is gone
+            if key["in_use"]:  # the key that this command runs on is gone
                 return []
             raise
 
@@ -1332,7 +1344,7 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
     _, confirmed = change(
         lambda: account.revoke_key(key_id or ""),
         look,
-        lambda found: None if None in found else all(found),
+        lambda found: None if None in found else all(found),  # gone is as good as marked
         lambda _: "the key is still active",
         may_be_silent=True,
     )
@@ -1550,7 +1562,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     command = COMMANDS[args.command]
     flags = [(words.partition(" ")[0], only) for words, only, _ in command.options]
     values = [getattr(args, flag[2:].replace("-", "_")) for flag, _ in flags]
-    given = [flag for flag, value in zip(flags, values) if value not in (None, False)]
+    given = [flag for flag, value in zip(flags, values) if value is not None and value is not False]
     chosen = [flag for flag, _ in given if flag in command.verbs] or [""]
     if len(chosen) > 1:
         raise Usage(f"{chosen[0]} and {chosen[1]} exclude each other; nothing was sent")
@@ -1606,14 +1618,16 @@ class PrivateFile:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
         except OSError as error:
+            if not line and error.errno in (errno.EINVAL, errno.ENOTSUP):
+                return  # it is written, on a file system that cannot be asked to hurry
             raise Undelivered(f"the file did not take the key ({error.strerror})") from None
 
     def __enter__(self) -> PrivateFile:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        os.close(self._descriptor)  # first: Windows removes no file that is open
         try:
+            os.close(self._descriptor)  # first: Windows removes no file that is open
             if kind and os.path.samestat(os.lstat(self._path), self._status):
                 os.unlink(self._path)
         except OSError:
