@@ -55,6 +55,16 @@ class Files(SandboxTest):
                 self.ok("keys", "--create", "--save", str(path))
             self.assertEqual(path.read_text("utf-8"), self.box.books.keys[-1].secret + "\n")
 
+    def test_a_file_that_is_gone_when_the_key_comes_is_told_with_the_way_to_revoke(self) -> None:
+        make = self.box.service.routes["POST /v1/account/keys"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "new.key")
+            self.box.service.routes["POST /v1/account/keys"] = lambda body: (
+                path.unlink() or make(body)  # type: ignore[func-returns-value]
+            )
+            result = self.fails(6, "keys", "--create", "--save", str(path))
+        self.assertIn("keys --revoke key_2 --yes", result.err)
+
 
 class OldPythons(unittest.TestCase):
     """They are told in one line which Python is needed."""

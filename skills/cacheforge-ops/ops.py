@@ -74,6 +74,13 @@ class Failure(Exception):
         super().__init__(message)
         self.message, self.hint, self.next = message, hint, next
 
+    def after(self, other: Failure | None) -> Failure:
+        """This failure, with what the service said of the one that it follows."""
+        if other:
+            self.http_status, self.request_id = other.http_status, other.request_id
+            self.retry_after_seconds = other.retry_after_seconds
+        return self
+
 
 class Usage(Failure):
     """The command line or a setting is wrong; nothing was sent."""
@@ -172,7 +179,11 @@ def read_cents(text: str, bare_unit: str, decimals: bool = False) -> int:
 
 def percent_encode(text: str, pattern: str) -> str:
     """The text with each character that `pattern` matches as it is written in a URL."""
-    return re.sub(pattern, lambda match: "%" + match[0].encode().hex("%").upper(), text)
+
+    def encode(match: re.Match[str]) -> str:
+        return "%" + match[0].encode("utf-8", "surrogatepass").hex("%").upper()
+
+    return re.sub(pattern, encode, text)
 
 
 class Url:
@@ -189,7 +200,10 @@ class Url:
         match = re.fullmatch(self.PATTERN, text, re.IGNORECASE)
         host = match[2].lower() if match else ""
         if not host.isascii():
-            host = host.encode("idna").decode("ascii")
+            spelled = host.encode("idna")
+            if spelled.decode("idna") != host:  # some letters become others: a different host
+                raise ValueError("not a plain host name")
+            host = spelled.decode("ascii")
         if not match or not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[.+\]", host):
             raise ValueError("not a plain http or https address")
         self.scheme = match[1].lower()
@@ -268,6 +282,7 @@ class Settings:
 MAX_TEXT_CHARS = 300
 ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?")
 SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # can carry hidden text
+PLAUSIBLE = re.compile("https?://.+|cfk?_[A-Za-z0-9_-]{8,}")  # a link, or a new key
 ADDRESS_HINT = "Check that CACHEFORGE_BASE_URL is the address of the service."
 
 
@@ -377,9 +392,11 @@ class Answer:
 
     def __init__(self, status: int, headers: Message, body: bytes, secrets: Sequence[str]) -> None:
         self.status, self._headers, self._body, self._secrets = status, headers, body, secrets
+        self._is_ok = 200 <= status < 300
         names = ("x-request-id", "request-id", "x-correlation-id", "cf-ray")
         found = next(filter(None, map(headers.get, names)), "")
-        self.request_id = show(found, secrets)[:100] or None
+        # an id that looks like a key may be the new one, which is no secret yet
+        self.request_id = None if "cf_" in found else show(found, secrets)[:100] or None
 
     def value(self, evidence: str, is_write: bool) -> Any:
         """The JSON value of a 2xx; None where a write was answered with something else. With text
@@ -387,10 +404,14 @@ class Answer:
         stands in it is there. Raises Failure for a 2xx that says no, or that answers a read
         with no JSON; for other statuses what `classify` says."""
         value = parse_json(self._body)
-        if evidence and get(value, evidence, str) and not 300 <= self.status < 500:
+        if value is None and evidence:  # broken JSON, in which it may stand all the same
+            found = re.search(f'"{evidence}"\\s*:\\s*"([!-~]+?)"', self._body.decode("latin-1"))
+            value = found and {evidence: found[1]}
+        told = (get(value, evidence, str) or "").strip() if evidence else ""
+        if told and (self._is_ok or (PLAUSIBLE.fullmatch(told) and told not in self._secrets)):
             return value
         is_json = isinstance(value, dict)
-        if not 200 <= self.status < 300:
+        if not self._is_ok:
             raise self._error(value, *classify(self.status, is_json, is_write))
         if get(value, "ok", bool) is False or (is_json and value.get("error")):
             raise self._error(value, Failure, "the service refused the request", "")
@@ -675,7 +696,12 @@ class Wire:
     def _rehearsal(self, method: str, path: str, body: Json) -> Page:
         if "apiKey" in body:
             body = {**body, "apiKey": "<hidden>"}
-        write = {"method": method, "url": self._base.text + path, "body": body}
+        body = {
+            name: hide(value, self._secrets) if isinstance(value, str) else value
+            for name, value in body.items()
+        }
+        url = hide(self._base.text + path, self._secrets)
+        write = {"method": method, "url": url, "body": body}
         text = f"Would send {method} {write['url']}\n{to_json(body)}"
         end = "Dry run: it was not sent, and nothing was changed."
         return Page(f"{text}\n{end}", {"dry_run": write})
@@ -774,12 +800,15 @@ class Account:
     def list_keys(self, within_s: float | None = None) -> list[tuple[str | None, Json]]:
         """All keys in the service's order: each with its exact id, and as a record."""
         reply = self._request("GET", "/v1/account/keys", within_s=within_s)
-        return [(get(item, "id", str), self._key(item)) for item in need(reply, "keys", list)]
+        items = need(reply, "keys", list)
+        return [(get(item, "id", str) or None, self._key(item)) for item in items]
 
     def _key(self, item: object) -> Json:
         times = ("created_at", "last_used_at", "revoked_at")
         key = self._texts(item, "id", "prefix", "label", *times)
-        is_told = isinstance(item, dict) and not item.keys().isdisjoint(("revoked", "revokedAt"))
+        fields = item if isinstance(item, dict) else {}
+        is_told = type(fields.get("revoked")) is bool
+        is_told = is_told or isinstance(fields.get("revokedAt", 0), (str, type(None)))
         revoked = key["revoked_at"] is not None or get(item, "revoked", bool) is True
         key["revoked"] = revoked if revoked or is_told else None
         key["in_use"] = is_own(get(item, "prefix", str) or "", self.settings.api_key)
@@ -825,15 +854,17 @@ def billing_record(billing: Json) -> Json:
 
 
 def is_own(prefix: str, api_key: str) -> bool | None:
-    """Whether a listed prefix, perhaps masked as `cf_ab...wxyz`, is that of `api_key`; None
-    where fewer than 8 of its characters are shown, which others may share."""
-    is_plain = prefix.replace("_", "").isalnum()  # and no regular expression for most of many
-    head, *rest = [prefix] if is_plain else re.split(r"[^0-9A-Za-z_-]+", prefix)
-    tail = rest[-1] if rest else ""
-    fits_mask = api_key.startswith(head) and api_key.endswith(tail)
-    if not (fits_mask or api_key.startswith(prefix)):
-        return False
-    return True if len(head + tail) >= 8 else None
+    """Whether a listed prefix, perhaps masked as `cf_ab...wxyz`, is that of `api_key`; None where
+    that can neither be told nor ruled out. It is ruled out by a visible character that differs."""
+    shown, key = prefix.strip().casefold(), api_key.casefold()
+    if key.startswith(shown):
+        return True if len(shown) >= 8 else None
+    if not shown.startswith(("cf_", "cfk_")):
+        return None
+    head, *rest = re.split(r"[^0-9a-z_-]+", shown)
+    if rest and key.startswith(head):
+        return key.endswith(rest[-1]) and (True if len(head + rest[-1]) >= 8 else None)
+    return None if key.startswith(shown[:8]) else False  # masked in a way of its own, perhaps
 
 
 # ── Views: a record as a report, a report as text or JSON
@@ -911,7 +942,8 @@ def auto_topup_report(billing: Json, just_enabled: bool = False) -> Report:
     rule, data = billing["auto_topup"], {**billing, "message": None}
     del data["funded"]
     below = billing["balance_microusd"] < (rule["threshold_cents"] or 0) * MICROUSD_PER_CENT
-    data["charges_now"] = rule["enabled"] is True and billing["card_saved"] is True and below
+    facts = (rule["enabled"], billing["card_saved"], below)
+    data["charges_now"] = False if False in facts else None if None in facts else True
     if just_enabled:
         data["message"] = (
             f"The service may now charge the saved card {cents_text(rule['amount_cents'])}"
@@ -1010,7 +1042,7 @@ def show_balance(account: Account, args: argparse.Namespace, console: Console) -
     again = wait_command(args.min)
     first = billing = account.billing()
     if args.wait and billing["balance_microusd"] < least_microusd:
-        console.on_stop = Failure("nothing was changed", next=again)
+        console.on_stop.next = again
         for look in looks(account, console, args.wait, began):
             if isinstance(look, Unauthorized):
                 raise look
@@ -1045,7 +1077,9 @@ def wait_command(min_cents: int | None) -> str:
 def risen(before: Json | None, after: Json) -> str:
     """How far the credit has risen, in words; empty if it has not."""
     rise_microusd = after["balance_microusd"] - before["balance_microusd"] if before else 0
-    return f"Credit rose by {microusd_text(rise_microusd)}." if rise_microusd > 0 else ""
+    if rise_microusd < MICROUSD_PER_CENT:
+        return "Credit rose by less than a cent." if rise_microusd > 0 else ""
+    return f"Credit rose by {microusd_text(rise_microusd)}."
 
 
 def make_topup(account: Account, args: argparse.Namespace, console: Console) -> Report:
@@ -1072,7 +1106,7 @@ def make_topup(account: Account, args: argparse.Namespace, console: Console) -> 
     again = next_look(before, cents)
     if not args.wait:
         return payment_report(link, again)
-    console.deliver(payment_report(link, None), Failure(STILL_VALID, next=again))
+    console.deliver(payment_report(link, None), Failure("the payment link stays valid", next=again))
     now, rise, trouble = before, "", None
     for look in looks(account, console, args.wait, console.clock.now()):
         trouble = look.message if isinstance(look, Failure) else None
@@ -1097,7 +1131,9 @@ def look_first(read: Callable[..., T], args: argparse.Namespace) -> T | None:
 
 def next_look(before: Json | None, asked_cents: int) -> str:
     """The command that shows that a payment of so many cents has arrived."""
-    had_microusd = before["balance_microusd"] if before else 0
+    if before is None:  # a wait could end at once, with credit that was there before
+        return "balance"
+    had_microusd = before["balance_microusd"]
     if had_microusd > 0:
         return wait_command(had_microusd // MICROUSD_PER_CENT + 1)
     return "balance --wait" if had_microusd + asked_cents * MICROUSD_PER_CENT > 0 else "balance"
@@ -1171,9 +1207,9 @@ def change(
         return state, False
     said = lost.message if lost else "the service accepted it"
     if held is not False:
-        raise Unreachable(f"{said}, and nothing shows what is stored", SAFE)
+        raise Unreachable(f"{said}, and nothing shows what is stored", SAFE).after(lost)
     said += f", but what is stored is: {as_text(state)}"
-    raise Unreachable(said, SAFE) if lost else Failure(said)
+    raise (Unreachable(said, SAFE) if lost else Failure(said)).after(lost)
 
 
 def matches(asked: Json, stored: Json) -> bool | None:
@@ -1263,7 +1299,8 @@ def read_provider_key(account: Account, args: argparse.Namespace, console: Conso
         if key.startswith(prefix) and args.kind not in (None, "custom", owner):
             words = f"by its prefix, {source} holds a key of {owner}, not of {args.kind}"
             raise Usage(f"{words}; it was not sent")
-    account.settings.secrets.append(key)
+    if len(key) >= 8:  # a shorter one would be hidden in every other word
+        account.settings.secrets.append(key)
     return key
 
 
@@ -1285,16 +1322,19 @@ def make_key(account: Account, args: argparse.Namespace, console: Console) -> Js
     try:
         key = account.create_key()
     except Lost as error:
-        raise lost_key(account, before, error) from None
+        raise lost_key(account, before, error).after(error) from None
     unseen = f"{key_name(key)} was made, and nobody has its secret"
-    console.on_stop = Uncertain(unseen, next=revoke_command(key["id"]))
+    console.on_stop = Uncertain(unseen, next=revoke_command(key["id"], before))
     return key
 
 
-def revoke_command(key_id: str | None) -> str:
-    """The command that revokes a key; the list, where the id is more than a plain word."""
-    is_plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", key_id or "")
-    return f"keys --revoke {key_id} --yes" if is_plain else "keys"
+def revoke_command(key_id: str | None, listed: list[Any] | None) -> str:
+    """The command that revokes a new key; the list, where its id is more than a plain word. It
+    has `--force` where the list does not rule out that a key is the own one."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", key_id or ""):
+        return "keys"
+    is_told = listed is not None and all(key["in_use"] is not None for _, key in listed)
+    return f"keys --revoke {key_id} --yes{'' if is_told else ' --force'}"
 
 
 def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertain:
@@ -1311,7 +1351,7 @@ def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertai
     if not new:
         return Uncertain(f"{lost.message}; no new key is listed", hint, "keys")
     words = f"{lost.message}; new in the list: {' and '.join(map(key_name, new[:3]))}"
-    next_step = revoke_command(new[0]["id"]) if len(new) == 1 else "keys"
+    next_step = revoke_command(new[0]["id"], listed) if len(new) == 1 else "keys"
     hint = "Unless somebody else made it just now, nobody has its secret: revoke it."
     return Uncertain(words, hint, next_step)
 
@@ -1321,10 +1361,13 @@ def revoke_key(account: Account, args: argparse.Namespace, console: Console) -> 
     is_sure = args.yes or args.dry_run
     if not (is_sure or console.has_person()):
         raise Usage("--revoke needs --yes where nobody can be asked; nothing was sent")
-    found = [pair for pair in account.list_keys() if args.revoke in (pair[0], pair[1]["id"])]
-    if not found:
+    listed = account.list_keys()
+    alike = [pair for pair in listed if pair[1]["id"] == args.revoke]
+    found = [pair for pair in listed if pair[0] == args.revoke] or alike
+    if not found or len({key_id for key_id, _ in found}) > 1:  # some only look the same
         raise Usage("no key has that id; nothing was revoked", next="keys")
-    key_id, key = min(found, key=lambda pair: pair[0] != args.revoke)  # the exact id, if any
+    found.sort(key=lambda pair: pair[1]["in_use"] is False)  # an own one first
+    key_id, key = found[0]
     if key["in_use"] is not False and not args.force:
         may = "is" if key["in_use"] else "may be"
         words = f"{key_name(key)} {may} the key that this command runs on; nothing was revoked"
@@ -1618,9 +1661,18 @@ class PrivateFile:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
         except OSError as error:
-            if not line and error.errno in (errno.EINVAL, errno.ENOTSUP):
-                return  # it is written, on a file system that cannot be asked to hurry
-            raise Undelivered(f"the file did not take the key ({error.strerror})") from None
+            # it may be written, on a file system that cannot be asked to hurry
+            if line or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                why = f"the file did not take the key ({error.strerror})"
+                raise Undelivered(why) from None
+        if not self._is_there():
+            raise Undelivered("the file was removed or replaced")
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self._path), self._status)
+        except OSError:
+            return False
 
     def __enter__(self) -> PrivateFile:
         return self
@@ -1628,7 +1680,7 @@ class PrivateFile:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             os.close(self._descriptor)  # first: Windows removes no file that is open
-            if kind and os.path.samestat(os.lstat(self._path), self._status):
+            if kind and self._is_there():
                 os.unlink(self._path)
         except OSError:
             pass
@@ -1813,7 +1865,10 @@ def start() -> NoReturn:
     def stop(number: int, frame: object) -> None:
         clock.stopped_at = clock.stopped_at or time.monotonic()
         if time.monotonic() - clock.stopped_at > 1:
-            os._exit(Interrupted.exit)
+            try:
+                console.fail(as_failure(KeyboardInterrupt(), console.on_stop))
+            finally:
+                os._exit(Interrupted.exit)
         if clock.is_asking:
             raise KeyboardInterrupt
 
