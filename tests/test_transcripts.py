@@ -231,7 +231,10 @@ class Transcripts(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    chosen = [Path(word).resolve() for word in sys.argv[1:] if word != "--update"] or PAGES
+    words = {Path(word).stem for word in sys.argv[1:] if word != "--update"}
+    chosen = [path for path in PAGES if not words or path.stem in words]
+    if len(chosen) < len(words):
+        sys.exit(f"The pages are {', '.join(path.stem for path in PAGES)}.")
     told = [difference(path, "--update" in sys.argv) for path in chosen]
     print("\n".join(filter(None, told)) or "Nothing is said differently.")
     sys.exit(any(told) and "--update" not in sys.argv)
