@@ -117,8 +117,8 @@ class FloorPlan(unittest.TestCase):
 
     def test_the_file_is_no_longer_than_it_was(self) -> None:
         """These numbers only ever fall: people read the file before they trust it with a key."""
-        self.assertLessEqual(len(SOURCE.splitlines()), 1_883)
-        self.assertLessEqual(len(SOURCE.encode()), 87_200)
+        self.assertLessEqual(len(SOURCE.splitlines()), 1_881)
+        self.assertLessEqual(len(SOURCE.encode()), 87_110)
 
     def test_functions_are_short(self) -> None:
         for node in ast.walk(TREE):

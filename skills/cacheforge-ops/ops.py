@@ -399,10 +399,10 @@ class Answer:
         self.request_id = None if "cf_" in found else show(found, secrets)[:100] or None
 
     def value(self, evidence: str, is_write: bool) -> Any:
-        """The JSON value of a 2xx; None where a write was answered with something else. With text
-        in the field called `evidence` an answer is good, whatever else it says: a new key that
-        stands in it is there. Raises Failure for a 2xx that says no, or that answers a read
-        with no JSON; for other statuses what `classify` says."""
+        """The JSON value of a 2xx; None where a write was answered with something else. A link or
+        a new key in the field called `evidence` makes any answer good, whatever else it says;
+        outside 2xx it has to look like one. Raises Failure for a 2xx that says no, or that
+        answers a read with no JSON; for other statuses what `classify` says."""
         value = parse_json(self._body)
         if value is None and evidence:  # broken JSON, in which it may stand all the same
             found = re.search(f'"{evidence}"\\s*:\\s*"([!-~]+?)"', self._body.decode("latin-1"))
@@ -694,15 +694,13 @@ class Wire:
                 attempt += 1
 
     def _rehearsal(self, method: str, path: str, body: Json) -> Page:
-        if "apiKey" in body:
-            body = {**body, "apiKey": "<hidden>"}
-        body = {
-            name: hide(value, self._secrets) if isinstance(value, str) else value
-            for name, value in body.items()
-        }
+        shown = dict(body)
+        for name, value in body.items():
+            if isinstance(value, str):
+                shown[name] = "<hidden>" if name == "apiKey" else hide(value, self._secrets)
         url = hide(self._base.text + path, self._secrets)
-        write = {"method": method, "url": url, "body": body}
-        text = f"Would send {method} {write['url']}\n{to_json(body)}"
+        write = {"method": method, "url": url, "body": shown}
+        text = f"Would send {method} {url}\n{to_json(shown)}"
         end = "Dry run: it was not sent, and nothing was changed."
         return Page(f"{text}\n{end}", {"dry_run": write})
 
@@ -1341,10 +1339,10 @@ def lost_key(account: Account, before: list[Any] | None, lost: Lost) -> Uncertai
     """What to say of a key that was lost: what the list has now that it did not have before."""
     hint = "If the list shows a new key, nobody has its secret: revoke it before making another."
     try:
-        listed = [] if before is None else account.list_keys()
+        listed = None if before is None else account.list_keys()
     except Failure:
-        before, listed = None, []
-    if before is None:
+        listed = None
+    if before is None or listed is None:
         return Uncertain(f"{lost.message}; the list of keys does not tell", hint, "keys")
     known = {key_id for key_id, _ in before}
     new = [key for key_id, key in listed if key_id not in known]
