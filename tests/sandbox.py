@@ -353,6 +353,9 @@ class Service:
         return seen.headers.get("X-Api-Key", "") if seen.path == "/v1/messages" else ""
 
     def _body(self, seen: Seen) -> Any:
+        kind = seen.headers.get_content_type()
+        if seen.body and seen.path.startswith("/v1/account/") and kind != "application/json":
+            raise Problem(415, "Send Content-Type: application/json", "content_type")
         try:
             body = seen.json if seen.body else {}
         except (ValueError, RecursionError):

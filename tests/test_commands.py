@@ -85,6 +85,9 @@ class Requests(SandboxTest):
         for seen in self.box.requests:
             self.assertEqual(seen.headers["Authorization"], f"Bearer {DEFAULT_KEY}")
             self.assertRegex(seen.headers["User-Agent"], r"^cacheforge-ops/\d")
+            self.assertEqual(seen.headers["Accept"], "application/json")
+            if seen.body:
+                self.assertEqual(seen.headers.get_content_type(), "application/json")
         return self.box.calls(), [seen.json for seen in self.box.writes]
 
 
@@ -98,6 +101,130 @@ class Suggestions(SandboxTest):
                     suggested += 1
                     self.ok(*command, "--amount", "".join(better), "--dry-run")
         self.assertGreater(suggested, 3)
+
+    def test_a_suggested_top_up_is_rounded_up_to_whole_dollars(self) -> None:
+        for least, usd in (("22.34", "10"), ("22.35", "11"), ("40", "28")):
+            next_step = self.ops("balance", "--min", least, "--json").json["next"]
+            self.assertEqual(next_words(next_step), ["topup", "--amount", usd])
+
+
+class Refused(SandboxTest):
+    """What is refused here: exit 2, no write is sent, and nothing that was typed is repeated."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.save_card()
+        self.box.service.create_key({})
+
+    def refused(self, line: str, stdin: str = "", **env: str) -> str:
+        """Run a command that is refused; the message."""
+        message = self.fails(2, *line.split(), stdin=stdin, **env).err
+        self.assertEqual(self.box.writes, [], line)
+        return message
+
+    def test_amounts_above_the_cap(self) -> None:
+        for line in (
+            *("topup --amount 501", "auto-topup --enable --amount 50001"),
+            "auto-topup --enable --threshold 501usd",
+        ):
+            message = self.refused(line)
+            self.assertIn("CACHEFORGE_MAX_TOPUP_USD", message)
+            self.assertIn("$500.00", message)
+        self.refused("topup", CACHEFORGE_MAX_TOPUP_USD="9")
+
+    def test_amounts_of_auto_topup_that_look_like_dollars(self) -> None:
+        for option in ("--amount", "--threshold"):
+            self.refused(f"auto-topup --enable {option} 99")
+
+    def test_a_provider_at_an_http_address(self) -> None:
+        line = "upstream --set --kind custom --base-url http://llm.example.com"
+        self.refused(line)
+        self.ok(*line.split(), CACHEFORGE_ALLOW_INSECURE_HTTP="1")
+
+    def test_the_accounts_own_key_as_the_providers(self) -> None:
+        message = self.refused(f"{TYPED} -", stdin=f"{DEFAULT_KEY}\n")
+        self.assertNotIn(DEFAULT_KEY, message)
+
+    def test_an_account_key_that_cannot_be_one(self) -> None:
+        for key in ("", "cf_Sup3r S3cret", "cf_Sup3rS3cret\x01", "cf_Sup3rS3cret\xe4", "sk-Sup3r"):
+            self.assertNotIn("Sup3r", self.refused("balance", CACHEFORGE_API_KEY=key))
+        self.assertEqual(self.box.requests, [])
+
+    def test_a_service_at_an_http_address(self) -> None:
+        message = self.refused("balance", CACHEFORGE_BASE_URL="http://service.test")
+        self.assertIn("CACHEFORGE_ALLOW_INSECURE_HTTP", message)
+
+    def test_abbreviated_options(self) -> None:
+        for line in ("balance --mi 5", "keys --revoke key_2 --ye", "topup --dry", "--jso info"):
+            self.refused(line)
+        self.assertEqual(self.box.requests, [])
+
+    def test_a_secret_in_the_wrong_place_is_not_repeated(self) -> None:
+        for line in (
+            *("sk-Sup3rS3cret", "balance sk-Sup3rS3cret", "topup --amount sk-Sup3rS3cret"),
+            *("upstream --set --kind sk-Sup3rS3cret", "balance --sk-Sup3rS3cret"),
+            "topup --method=sk-Sup3rS3cret",
+        ):
+            for extra in ("", " --json"):
+                self.assertNotIn("Sup3r", self.refused(line + extra))
+
+
+class Odds(SandboxTest):
+    """Small things that a user sees."""
+
+    def test_a_balance_is_rounded_down_and_enough_is_said_by_the_exit_code(self) -> None:
+        for microusd, shown, exact in (
+            *((1_999_999, "$1.99", "1.999999"), (-1, "-$0.01", "-0.000001")),
+            (0, "$0.00", "0.00"),
+        ):
+            self.box.books.ledger[:] = [("so much", microusd)]
+            self.assertEqual(self.ok("balance").out.splitlines()[0].split(), ["Balance", shown])
+            data = self.ok("balance", "--json").json
+            self.assertEqual((data["balance_usd"], data["funded"]), (exact, microusd > 0))
+            result = self.ops("balance", "--min", "2", "--json")
+            self.assertEqual((result.exit, result.json["enough"]), (4, False))
+            self.assertEqual(result.json["short_microusd"], 2_000_000 - microusd)
+
+    def test_a_short_provider_key_is_redacted_in_a_dry_run(self) -> None:
+        for extra in ((), ("--json",)):
+            argv = ("upstream", "--set", "--kind", "custom", "--base-url", "https://x.example")
+            shown = self.ops(*argv, "--api-key", "-", "--dry-run", *extra, stdin="S3cret\n")
+            self.assertEqual(shown.exit, 0)
+            self.assertIn("apiKey", shown.out)
+            self.assertNotIn("S3cret", shown.out + shown.err)
+
+    def test_the_provider_key_is_the_first_line_of_standard_input(self) -> None:
+        self.ops(*TYPED.split(), "-", stdin="sk-or-theirs\nmore\n")
+        self.assertEqual(self.box.writes[0].json, THEIRS)
+
+    def test_verbose_shows_how_long_a_request_took(self) -> None:
+        answer = self.box.service.routes[BILLING]
+
+        def later(body: Any) -> Any:
+            self.box.closing.wait(0.05)
+            return answer(body)
+
+        self.box.service.routes[BILLING] = later
+        found = re.search(r"\b([0-9]+) ms\b", self.ops("balance", "--verbose").err)
+        assert found
+        self.assertGreaterEqual(int(found[1]), 50)
+
+    def test_a_key_id_stays_one_segment_of_the_path(self) -> None:
+        self.box.service.create_key({})
+        self.box.books.keys[1].id = "../keys?a#b"
+        self.ok("keys", "--revoke", "../keys?a#b", "--yes")
+        sent = [seen.call for seen in self.box.writes]
+        self.assertEqual(sent, ["POST /v1/account/keys/..%2Fkeys%3Fa%23b/revoke"])
+
+    def test_a_revocation_that_the_list_does_not_show_is_not_confirmed(self) -> None:
+        self.box.service.create_key({})
+        self.box.books.shows_keys = "unmarked"
+        found = self.ok("keys", "--revoke", "key_2", "--yes", "--json").json
+        self.assertIs(found["confirmed"], False)
+
+    def test_html_is_not_shown(self) -> None:
+        self.box.script(BILLING, Fault.reply(404, b"<p>Sup3r", {"Content-Type": "text/html"}))
+        self.assertNotIn("Sup3r", self.fails(1, "balance").err)
 
 
 class ReadBack(SandboxTest):

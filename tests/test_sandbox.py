@@ -71,6 +71,7 @@ def ask(box: Sandbox, call: str, body: object = None, **headers: str) -> Reply:
     sent = {"Authorization": f"Bearer {box.books.api_key}"}
     sent = {**sent, **{name.replace("_", "-"): value for name, value in headers.items()}}
     content = body if isinstance(body, str) else None if body is None else json.dumps(body)
+    sent.setdefault("Content-Type", "application/json")
     connection = http.client.HTTPConnection(box.url.partition("://")[2], timeout=PATIENCE_S)
     with contextlib.closing(connection):
         connection.request(method, path, content, sent)
@@ -124,6 +125,12 @@ class Wire(SandboxTest):
             *({"amountUsd": 10, "method": "cash"}, {}, [], "{", "[" * 100_000),
         ):
             self.assertEqual(self.ask(TOPUP, body).status, 400)
+        self.assertEqual(self.box.books.links, {})
+
+    def test_a_body_that_is_not_called_json_is_refused(self) -> None:
+        for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+            reply = self.ask(TOPUP, {"amountUsd": 10, "method": "stripe"}, Content_Type=kind)
+            self.assertEqual(reply.status, 415)
         self.assertEqual(self.box.books.links, {})
 
     def test_auto_topup_needs_a_card_and_refills_when_the_balance_is_below(self) -> None:
@@ -328,6 +335,7 @@ class Faults(SandboxTest):
         with contextlib.closing(connection):
             try:
                 headers = {"Authorization": f"Bearer {DEFAULT_KEY}"}
+                headers["Content-Type"] = "application/json"
                 method, _, path = call.partition(" ")
                 connection.request(method, path, "{}", headers)
                 reply = Reply(connection.getresponse())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ except ImportError:  # Windows
 
 NOISE = "Traceback|Exception ignored|BrokenPipe|mistake in this program"
 DOUBT = "may have been|nobody has|--revoke"
+
+
+def full_pipe() -> tuple[int, int]:
+    """A pipe that takes no more."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n")
+    os.set_blocking(writer, True)
+    return reader, writer
 
 
 @unittest.skipIf(os.name == "nt", "POSIX descriptors")
@@ -134,6 +146,32 @@ class Files(SandboxTest):
             self.assertNotIn(made.secret, str(error))
             self.assertFalse(self.path.exists())
 
+    @unittest.skipUnless(resource, "needs a limit on the size of files")
+    def test_half_a_key_in_the_file_is_no_success(self) -> None:
+        least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
+        try:
+            self.fails(6, *self.argv)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+        self.assertFalse(self.path.exists())
+
+    @unittest.skipIf(os.name == "nt", "no file modes")
+    def test_the_file_is_for_its_owner_alone(self) -> None:
+        self.ok(*self.argv)
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+
+    def test_what_is_there_already_is_not_overwritten(self) -> None:
+        target = self.path.with_name("target")
+        target.write_text("theirs")
+        self.path.write_text("theirs")
+        self.fails(2, *self.argv)
+        self.path.unlink()
+        if os.name != "nt":
+            self.path.symlink_to(target)
+            self.fails(2, *self.argv)
+        self.assertEqual((target.read_text(), self.box.writes), ("theirs", []))
+
     def test_a_device_is_no_file_for_a_key(self) -> None:
         reader, writer = os.pipe()  # as NUL on Windows: it opens as if it were new
         self.addCleanup(os.close, reader)
@@ -174,6 +212,25 @@ class Signals(SandboxTest):
             for call, line in ((BILLING, "balance"), (KEYS, "keys --revoke key_2 --yes")):
                 self.assertNotRegex(self.interrupt(number, call, *line.split()).err, DOUBT)
                 self.assertEqual(self.box.writes, [])
+
+    def test_a_long_pause_between_tries_ends_at_once(self) -> None:
+        self.box.script(BILLING, Fault.reply(503, {}, {"Retry-After": "25"}))
+        child = self.start(sys.executable, str(OPS), "balance", "--verbose")
+        assert child.stderr
+        self.assertIn("503", child.stderr.readline())
+        self.box.closing.wait(0.3)  # it pauses by now
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        self.assertEqual(child.wait(PATIENCE_S), 130)
+        self.assertLess(time.monotonic() - began, 2.5)
+
+    def test_a_signal_that_the_parent_ignores_is_ignored(self) -> None:
+        self.box.script(BILLING, Fault(end="hang"))
+        script = f"trap '' HUP; exec {shlex.quote(sys.executable)} {shlex.quote(str(OPS))}"
+        child = self.start("sh", "-c", f"{script} balance --timeout 1")
+        self.assertTrue(self.box.wait_for(BILLING))
+        child.send_signal(signal.SIGHUP)
+        self.assertEqual(child.wait(PATIENCE_S), 5)
 
     def test_while_a_key_is_made_it_says_to_look_first_and_leaves_no_empty_file(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -236,14 +293,29 @@ class Signals(SandboxTest):
             self.assertIn("api_key", shown)
             self.check_delivered(child.returncode, shown, err)
 
+    def test_a_stdout_that_takes_nothing_does_not_hold_the_program_for_ever(self) -> None:
+        reader, writer = full_pipe()
+        self.addCleanup(os.close, reader)
+        child = subprocess.Popen(
+            [sys.executable, str(OPS), "balance"],
+            stdout=writer,
+            stderr=subprocess.DEVNULL,
+            env=base_env(**self.box.env),
+        )
+        self.addCleanup(end, child)
+        os.close(writer)
+        self.assertTrue(self.box.wait_for(BILLING))
+        ended = None
+        for _ in range(20):  # the first is noted, one that comes a second later ends it
+            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended = child.wait(0.5)
+                break
+        self.assertEqual(ended, 130)
+
     def test_while_the_key_is_delivered_it_comes_whole_or_is_in_doubt(self) -> None:
         for number in self.numbers * 2:
-            reader, writer = os.pipe()
-            os.set_blocking(writer, False)
-            with contextlib.suppress(BlockingIOError):  # so full that the key does not fit in
-                while True:
-                    os.write(writer, b"\n")
-            os.set_blocking(writer, True)
+            reader, writer = full_pipe()
             del self.box.requests[:]
             child = subprocess.Popen(
                 [sys.executable, str(OPS), "keys", "--create", "--json"],
@@ -269,6 +341,21 @@ class Terminal(SandboxTest):
             result = on_terminal(*command, typed=typed, env=self.box.env)
             self.assertEqual((result.exit, self.box.requests), (2, []), result)
             self.assertNotRegex(result.out, f"{NOISE}|Sup3rS3cret")
+
+    def test_a_question_is_answered_with_a_capital_letter_too(self) -> None:
+        self.box.service.create_key({})
+        command = (sys.executable, str(OPS), "keys", "--revoke", "key_2")
+        for typed, exit_code in ((b"n\n", 2), (b"Y\n", 0)):
+            result = on_terminal(*command, typed=typed, env=self.box.env)
+            self.assertEqual(result.exit, exit_code, result)
+
+    def test_under_json_everything_on_the_terminal_is_json(self) -> None:
+        self.box.spend()
+        command = (sys.executable, str(OPS), "balance", "--wait", "1", "--json", "--verbose")
+        result = on_terminal(*command, env=self.box.env)
+        self.assertEqual(result.exit, 4)
+        for line in result.out.splitlines():
+            self.assertIsInstance(json.loads(line), dict)
 
     def test_a_wait_counts_down_from_what_was_asked_in_one_line_of_its_own(self) -> None:
         self.box.spend()

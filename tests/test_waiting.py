@@ -81,6 +81,12 @@ class BalanceWait(Clocked):
             result = self.wait("balance", "--wait", "--min", least, "--json", events={9: self.pay})
             self.assertEqual((result.exit, result.json["balance_usd"]), (0, usd))
 
+    def test_exactly_the_least_balance_is_enough(self) -> None:
+        self.pay()
+        result = self.wait("balance", "--wait", "--min", "20", events={9: self.pay})
+        self.assertEqual(result.exit, 0)
+        self.assertLess(self.clock.passed_s, 25)
+
     def test_its_seconds_are_exact_and_the_default_is_100(self) -> None:
         for seconds, argv in (
             *((100, ()), (20, ("20",)), (1, ("1",)), (7.5, ("7.5",))),
