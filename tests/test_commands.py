@@ -123,14 +123,16 @@ class Refused(SandboxTest):
         return message
 
     def test_amounts_above_the_cap(self) -> None:
-        for line in (
-            *("topup --amount 501", "auto-topup --enable --amount 50001"),
-            "auto-topup --enable --threshold 501usd",
+        for line, usd in (
+            *(("topup --amount 501", "$501"), ("auto-topup --enable --amount 50001", "$500.01")),
+            ("auto-topup --enable --threshold 501usd", "$501"),
         ):
             message = self.refused(line)
             self.assertIn("CACHEFORGE_MAX_TOPUP_USD", message)
-            self.assertIn("$500.00", message)
+            self.assertIn(usd, message)
         self.refused("topup", CACHEFORGE_MAX_TOPUP_USD="9")
+        self.refused("auto-topup --enable", CACHEFORGE_MAX_TOPUP_USD="0")
+        self.assertEqual(self.box.requests, [])
 
     def test_amounts_of_auto_topup_that_look_like_dollars(self) -> None:
         for option in ("--amount", "--threshold"):
@@ -163,7 +165,7 @@ class Refused(SandboxTest):
         for line in (
             *("sk-Sup3rS3cret", "balance sk-Sup3rS3cret", "topup --amount sk-Sup3rS3cret"),
             *("upstream --set --kind sk-Sup3rS3cret", "balance --sk-Sup3rS3cret"),
-            "topup --method=sk-Sup3rS3cret",
+            *("topup --method=sk-Sup3rS3cret", "topup --dry-run=sk-Sup3rS3cret"),
         ):
             for extra in ("", " --json"):
                 self.assertNotIn("Sup3r", self.refused(line + extra))
@@ -195,7 +197,7 @@ class Odds(SandboxTest):
 
     def test_the_provider_key_is_the_first_line_of_standard_input(self) -> None:
         self.ops(*TYPED.split(), "-", stdin="sk-or-theirs\nmore\n")
-        self.assertEqual(self.box.writes[0].json, THEIRS)
+        self.assertEqual([seen.json for seen in self.box.writes], [THEIRS])
 
     def test_verbose_shows_how_long_a_request_took(self) -> None:
         answer = self.box.service.routes[BILLING]

@@ -19,13 +19,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from support import OPS, ROOT, SKILL, Result, Sandbox, SandboxTest, call_ops, ops, run
-from test_transcripts import in_process
+from test_transcripts import answers, in_process
 
 FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
 PAGES = {page.name: page.read_text("utf-8") for page in FILES}
-COMMANDS = ("balance", "topup", "auto-topup", "upstream", "keys", "info")
-EXITS = ["0", "1", "2", "3", "4", "5", "6", "130"]
 VARIABLE = re.compile(r"\bCACHEFORGE_[A-Z_]+|\b[A-Z_]+_(?:COLOR|PROXY|FILE)\b")
+
+
+def help_text(*argv: str) -> str:
+    result = call_ops(*argv, "--help")
+    assert result.exit == 0, result
+    return result.out
+
+
+def commands_of_help() -> list[str]:
+    """The commands that `--help` lists."""
+    return re.findall(r"^    ([a-z][a-z-]*) +\S", help_text().partition("\noptions:")[0], re.M)
+
+
+COMMANDS = commands_of_help()
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -37,10 +49,32 @@ def command_lines(text: str) -> Iterator[list[str]]:
         yield list(takewhile(lambda word: not re.search("[<>&()]", word), line.split()))
 
 
-def help_text(*argv: str) -> str:
-    result = call_ops(*argv, "--help")
-    assert result.exit == 0, result
-    return result.out
+def options_of(*command: str) -> set[str]:
+    """The long options that the help of a command lists, or that of the whole program."""
+    _, _, listed = help_text(*command).partition("\noptions:\n")
+    return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", listed.partition("\n\n")[0], re.M))
+
+
+def exit_codes_of_help() -> list[str]:
+    """The exit codes that `--help` lists."""
+    _, _, listed = help_text().partition("\nexit codes:\n")
+    return re.findall(r"^  (\d+) +\S", listed.partition("\n\n")[0], re.MULTILINE)
+
+
+def names_in(value: object) -> set[str]:
+    """The names of all fields of a JSON value."""
+    if isinstance(value, list):
+        return {name for item in value for name in names_in(item)}
+    if isinstance(value, dict):
+        return {name for item in value.items() for name in (item[0], *names_in(item[1]))}
+    return set()
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table under a heading of the README, or after a sentence that ends so."""
+    rest = page.partition(heading)[2].partition("\n| --- ")[2]
+    rows = takewhile(lambda line: line.startswith("| "), rest.splitlines()[1:])
+    return [re.split(r" (?<!\\)\| ", row.strip("| ")) for row in rows]
 
 
 def read_variables() -> set[str]:
@@ -111,13 +145,40 @@ class CommandLines(SandboxTest):
 
 
 class Agreement(unittest.TestCase):
-    def test_pages_and_help_name_every_exit_code(self) -> None:
-        for name, text in PAGES.items():
-            codes = re.findall(r"^(?:\| (\d+) \||- (\d+)[:\uff1a])", text, re.MULTILINE)
-            self.assertEqual([table or listed for table, listed in codes], EXITS, name)
-        explained = help_text().partition("exit codes")[2]
-        for code in EXITS:
-            self.assertRegex(explained, rf"(?m)(?:^| ) *{code} +[a-z]")
+    readme = PAGES["README.md"]
+
+    def test_every_command_is_on_every_page(self) -> None:
+        self.assertGreaterEqual(len(COMMANDS), 6)
+        spans = re.findall(r"`ops\.py ([a-z][a-z-]*)", str(table(self.readme, "\n## Commands\n")))
+        self.assertEqual(set(spans), set(COMMANDS))
+        for name in ("SKILL.md", "SKILL.zh-CN.md"):
+            body = PAGES[name].rpartition("\n---\n")[2]
+            wants = re.findall(r"^\| (?!---).* \| (.*) \|$", body, re.MULTILINE)[1:]
+            spans = re.findall(r"`([a-z-]+)", " ".join(wants))
+            self.assertEqual(set(spans), set(COMMANDS), name)
+
+    def test_every_option_is_in_the_readme(self) -> None:
+        offered = options_of().union(*map(options_of, COMMANDS))
+        self.assertGreaterEqual(len(offered), 20)
+        section = re.split("\n## ", self.readme.partition("\n## Commands\n")[2])[0]
+        self.assertEqual(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section)), offered)
+
+    def test_every_exit_code_is_on_every_page(self) -> None:
+        codes = exit_codes_of_help()
+        self.assertGreaterEqual(len(codes), 8)
+        rows = table(self.readme, "\n## Exit codes\n")
+        self.assertEqual([row[0] for row in rows], codes)
+        for name in ("SKILL.md", "SKILL.zh-CN.md"):
+            listed = re.findall(r"^- (\d+)[:\uff1a]", PAGES[name], re.MULTILINE)
+            self.assertEqual(listed, codes, name)
+        self.assertEqual({str(answer.exit) for answer in answers()}, set(codes))
+
+    def test_the_names_of_the_exit_codes_are_those_of_the_errors(self) -> None:
+        named = {row[0]: row[1] for row in table(self.readme, "\n## Exit codes\n")}
+        for answer in answers():
+            for line in answer.err:
+                if line.startswith('{"error":'):
+                    self.assertEqual(json.loads(line)["error"]["code"], named[str(answer.exit)])
 
     def test_every_variable_that_the_program_reads_is_declared_and_explained(self) -> None:
         read = read_variables()
@@ -138,6 +199,49 @@ class Agreement(unittest.TestCase):
     def test_a_tag_on_this_commit_names_the_version(self) -> None:
         tags = git("tag", "--points-at", "HEAD", "v*").split()
         self.assertLessEqual(set(tags), {f"v{ops.__version__}"})
+
+
+# what the README's table of JSON fields calls a row, and commands that show all of its fields
+SHOWN: dict[str, tuple[str, ...]] = {
+    "balance": ("balance", "balance --min 5", "balance --min 50 --wait 0.1"),
+    "topup": ("topup", "topup --wait 0.1"),
+    "auto-topup": ("auto-topup", "auto-topup --enable"),
+    "upstream": ("upstream",),
+    "keys": ("keys",),
+    "keys --create": ("keys --create", "keys --create --save FOLDER/new.key"),
+    "keys --revoke": ("keys --revoke key_2 --yes",),
+    "info": ("info",),
+    "--dry-run": ("keys --create --dry-run",),
+    "--version": ("--version",),
+    "failure": ("topup --amount 0",),
+}
+
+
+class JsonFields(SandboxTest):
+    def fields(self, line: str) -> set[str]:
+        """The names of the fields that a command shows, in all its lines."""
+        with tempfile.TemporaryDirectory() as folder:
+            argv = line.replace("FOLDER", folder).split()
+            result = self.ops(*argv, "--json")
+        said = result.out or result.err
+        return {name for told in said.splitlines() for name in names_in(json.loads(told))}
+
+    def test_every_field_is_in_the_readme(self) -> None:
+        self.save_card()
+        self.box.service.create_key({})
+        for name in COMMANDS:
+            self.assertIn(name, SHOWN)
+        told = table(PAGES["README.md"], "unknown is `null`.")
+        rows = [re.findall("`([^`]+)`", what) + re.findall("failure", what) for what, _ in told]
+        self.assertEqual(sorted(name for names in rows for name in names), sorted(SHOWN))
+        balance = set(re.findall("`([a-z_]+)`", told[0][1].partition("; with")[0]))
+        for names, (_, text) in zip(rows, told):
+            with self.subTest(names):
+                listed = set(re.findall("`([a-z_]+)`", text))
+                if "`balance` object" in text:
+                    listed = listed - {"balance"} | balance
+                lines = [line for name in names for line in SHOWN[name]]
+                self.assertEqual(set().union(*map(self.fields, lines)), listed)
 
 
 class Skill(unittest.TestCase):
