@@ -203,8 +203,8 @@ class Agreement(unittest.TestCase):
 
 # what the README's table of JSON fields calls a row, and commands that show all of its fields
 SHOWN: dict[str, tuple[str, ...]] = {
-    "balance": ("balance", "balance --min 5", "balance --min 50 --wait 0.1"),
-    "topup": ("topup", "topup --wait 0.1"),
+    "balance": ("balance", "balance --min 5", "balance --min 50 --wait 1"),
+    "topup": ("topup", "topup --wait 1"),
     "auto-topup": ("auto-topup", "auto-topup --enable"),
     "upstream": ("upstream",),
     "keys": ("keys",),
