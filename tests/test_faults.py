@@ -244,6 +244,7 @@ class StillFine(FaultTest):
             ok(b"\xef\xbb\xbf" + GOOD),
             ok(GOOD, "text/plain"),
             ok(GOOD[:-1] + unread),
+            ok(GOOD[:-2] + unread + b"}"),
             http("HTTP/1.0 200\n\n", GOOD),
             Fault.reply(299, GOOD),
             http("HTTP/1.1 200 OK\nConnection: close\n\n", GOOD),
