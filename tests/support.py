@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import unittest
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +25,7 @@ OPS = SKILL / "ops.py"
 sys.path.insert(0, str(SKILL))
 
 import ops  # noqa: E402
+import sandbox  # noqa: E402
 from sandbox import DEFAULT_KEY, Fault, Sandbox, Seen  # noqa: E402
 
 __all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Sandbox", "Seen", "ops"]
@@ -34,6 +35,33 @@ BILLING = "GET /v1/account/billing"
 TOPUP = "POST /v1/account/billing/topup"
 KEYS = "GET /v1/account/keys"
 CREATE = "POST /v1/account/keys"
+UPSTREAM = "GET /v1/account/upstream"
+INFO = "GET /v1/account/info"
+SET_RULE = "PATCH /v1/account/billing/auto-topup"
+SET_UPSTREAM = "POST /v1/account/upstream"
+REVOKE = "POST /v1/account/keys/key_2/revoke"
+
+THEIRS = "sk-or-v1-Sup3rS3cret"  # the provider's key
+SET_THEIRS = ("upstream", "--set", "--kind", "openrouter", "--api-key-env", "THEIRS")
+READS: dict[str, tuple[tuple[str, ...], str]] = {
+    "balance": (("balance",), BILLING),
+    "auto_topup": (("auto-topup",), BILLING),
+    "upstream": (("upstream",), UPSTREAM),
+    "keys": (("keys",), KEYS),
+    "info": (("info",), INFO),
+}
+WRITES: dict[str, tuple[tuple[str, ...], str]] = {
+    "topup": (("topup",), TOPUP),
+    "auto_topup_enable": (("auto-topup", "--enable"), SET_RULE),
+    "upstream_set": (SET_THEIRS, SET_UPSTREAM),
+    "keys_create": (("keys", "--create"), CREATE),
+    "keys_revoke": (("keys", "--revoke", "key_2", "--yes"), REVOKE),
+}
+COMMANDS = {**READS, **WRITES}
+GOOD = (
+    b'{"billing": {"creditBalanceMicrousd": 5, "autoTopupEnabled": false,'
+    b' "defaultPaymentMethodSet": false}}'
+)
 
 # a runner in the background may have been told to ignore these, and children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,6 +74,16 @@ def base_env(**extra: str) -> dict[str, str]:
     kept = ("PATH", "SYSTEMROOT", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
     env = {name: os.environ[name] for name in kept if name in os.environ}
     return {**env, "PYTHONWARNINGS": "error", **extra}
+
+
+def http(head: str, body: bytes = b"") -> Fault:
+    """A response given to the byte: status line and headers, then a body."""
+    return Fault(head.replace("\n", "\r\n").encode("latin-1") + body)
+
+
+def moved(status: int, place: str) -> Fault:
+    """A redirect."""
+    return http(f"HTTP/1.1 {status} Moved\nLocation: {place}\nContent-Length: 0\n\n")
 
 
 class Result:
@@ -99,6 +137,16 @@ def start(*command: str, **env: str) -> subprocess.Popen[str]:
         env=base_env(**env),
         text=True,
     )
+
+
+def has_terminal() -> bool:
+    """Whether this machine has a pseudo terminal to run a command on."""
+    try:
+        for end_of_it in os.openpty():
+            os.close(end_of_it)
+    except (AttributeError, OSError):  # Windows; a container without /dev/pts
+        return False
+    return True
 
 
 def on_terminal(
@@ -221,6 +269,45 @@ def call_on(
         out.flush()
         err.flush()
     return Result(exit_code, out.buffer.getvalue(), err.buffer.getvalue())
+
+
+def open_sandbox(words: Sequence[str]) -> tuple[Sandbox, list[str]]:
+    """The sandbox of `sandbox.py WORD...`, not started yet, and the command to run in it."""
+    options = sandbox.read_options(words)
+    box = Sandbox(options.balance, options.key, options.pay_after)
+    sandbox.furnish(box, options)
+    return box, options.command
+
+
+def in_process(line: str) -> Result:
+    """Run `[echo WORD |] [NAME=value...] [timeout...] python3 SCRIPT ARG...` in this process.
+
+    In place of the seconds of `timeout`, Ctrl-C comes with the request that will hang.
+    """
+    typed, pipe, rest = line.rpartition(" | ")
+    stdin = typed[len("echo ") :] + "\n" if pipe else ""
+    words = shlex.split(rest)
+    start = words.index("python3")
+    env = dict(word.split("=", 1) for word in words[:start] if re.match("[A-Z_]+=", word))
+    if words[start + 1] != "tests/sandbox.py":
+        return call_ops(*words[start + 2 :], stdin=stdin, **env)
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            box, command = open_sandbox(words[start + 2 :])
+    except SystemExit as refused:
+        return Result(int(str(refused)), b"", err.getvalue().encode())
+    hanging = re.search(r'"([^"=]+)=(?:done\+)?hang"', rest) if "timeout" in words else None
+    with box:
+        if hanging:
+            threading.Thread(target=press_ctrl_c, args=(box, hanging[1]), daemon=True).start()
+        return call_ops(*command[2:], stdin=stdin, **{**box.env, **env})
+
+
+def press_ctrl_c(box: Sandbox, call: str) -> None:
+    """Do so once such a request has arrived."""
+    if box.wait_for(call, 10):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class SandboxTest(unittest.TestCase):

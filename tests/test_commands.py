@@ -7,17 +7,25 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from support import BILLING, CREATE, DEFAULT_KEY, KEYS, TOPUP, Fault, SandboxTest, next_words
-
-SET_RULE = "PATCH /v1/account/billing/auto-topup"
-SET_UPSTREAM = "POST /v1/account/upstream"
-UPSTREAM = "GET /v1/account/upstream"
-INFO = "GET /v1/account/info"
-REVOKE = "POST /v1/account/keys/key_2/revoke"
+from support import (
+    BILLING,
+    CREATE,
+    DEFAULT_KEY,
+    INFO,
+    KEYS,
+    REVOKE,
+    SET_RULE,
+    SET_UPSTREAM,
+    TOPUP,
+    UPSTREAM,
+    Fault,
+    SandboxTest,
+    next_words,
+)
 
 LINK = {"amountUsd": 25, "method": "crypto"}
 RULE = {"enabled": True, "thresholdCents": 250, "amountCents": 1050}
-THEIRS = {"kind": "openrouter", "apiKey": "sk-or-theirs"}
+OPENROUTER = {"kind": "openrouter", "apiKey": "sk-or-theirs"}
 OTHER = {"kind": "custom", "baseUrl": "https://llm.example.com"}
 OPENAI = {"kind": "custom", "baseUrl": "https://api.openai.com"}
 TYPED = "upstream --set --kind openrouter --api-key"
@@ -41,9 +49,9 @@ class Requests(SandboxTest):
             ),
             ("auto-topup --enable --threshold 250 --amount 1050", [SET_RULE, BILLING], RULE),
             ("auto-topup --disable", [SET_RULE, BILLING], {"enabled": False}),
-            (f"{TYPED} sk-or-theirs", [SET_UPSTREAM, UPSTREAM], THEIRS),
-            (f"{TYPED} -", [SET_UPSTREAM, UPSTREAM], THEIRS),
-            (f"{TYPED}-env THEIRS", [SET_UPSTREAM, UPSTREAM], THEIRS),
+            (f"{TYPED} sk-or-theirs", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
+            (f"{TYPED} -", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
+            (f"{TYPED}-env THEIRS", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
             (
                 "upstream --set --base-url https://llm.example.com/x",
                 [SET_UPSTREAM, UPSTREAM],

@@ -18,8 +18,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from support import OPS, ROOT, SKILL, Result, Sandbox, SandboxTest, call_ops, ops, run
-from test_transcripts import answers, in_process
+from support import (
+    OPS,
+    ROOT,
+    SKILL,
+    Result,
+    Sandbox,
+    SandboxTest,
+    call_ops,
+    in_process,
+    ops,
+    run,
+    shown_commands,
+)
 
 FILES = (ROOT / "README.md", SKILL / "SKILL.md", SKILL / "SKILL.zh-CN.md")
 PAGES = {page.name: page.read_text("utf-8") for page in FILES}
@@ -171,11 +182,11 @@ class Agreement(unittest.TestCase):
         for name in ("SKILL.md", "SKILL.zh-CN.md"):
             listed = re.findall(r"^- (\d+)[:\uff1a]", PAGES[name], re.MULTILINE)
             self.assertEqual(listed, codes, name)
-        self.assertEqual({str(answer.exit) for answer in answers()}, set(codes))
+        self.assertEqual({str(answer.exit) for answer in shown_commands("console")}, set(codes))
 
     def test_the_names_of_the_exit_codes_are_those_of_the_errors(self) -> None:
         named = {row[0]: row[1] for row in table(self.readme, "\n## Exit codes\n")}
-        for answer in answers():
+        for answer in shown_commands("console"):
             for line in answer.err:
                 if line.startswith('{"error":'):
                     self.assertEqual(json.loads(line)["error"]["code"], named[str(answer.exit)])

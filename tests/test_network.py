@@ -17,9 +17,13 @@ from typing import Callable
 
 from support import (
     BILLING,
+    COMMANDS,
     DEFAULT_KEY,
+    GOOD,
     PATIENCE_S,
+    THEIRS,
     TOPUP,
+    WRITES,
     Fault,
     JumpingClock,
     Result,
@@ -27,10 +31,11 @@ from support import (
     SandboxTest,
     call_on,
     call_ops,
+    http,
+    moved,
     ops,
     run_ops,
 )
-from test_faults import COMMANDS, GOOD, THEIRS, WRITES, http, moved
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 AUTHORITY = str(CERTIFICATES / "authority.pem")

@@ -10,8 +10,17 @@ import unicodedata
 import unittest
 from typing import Any
 
-from support import DEFAULT_KEY, Fault, Result, Sandbox, call_ops, next_words
-from test_faults import COMMANDS, THEIRS, WRITES
+from support import (
+    COMMANDS,
+    DEFAULT_KEY,
+    THEIRS,
+    WRITES,
+    Fault,
+    Result,
+    Sandbox,
+    call_ops,
+    next_words,
+)
 
 try:
     from hypothesis import HealthCheck, given, settings
@@ -118,31 +127,6 @@ class AnyReply(unittest.TestCase):
         self.assertIn(result.exit, expected, result)
 
 
-class AnyText(unittest.TestCase):
-    def show(self, text: str, *argv: str) -> Result:
-        with Sandbox() as box:
-            box.books.tenant_name = text
-            result = call_ops("info", *argv, **box.env)
-        self.assertEqual(result.exit, 0, result)
-        check_clean(self, result)
-        return result
-
-    @given(st.one_of(TEXT, st.text(max_size=3000)))
-    def test_it_adds_no_line_and_no_secret_and_comes_out_the_same_when_it_goes_in_again(
-        self, text: str
-    ) -> None:
-        lines = len(self.show("plain").out.splitlines())
-        self.assertEqual(len(self.show(text).out.splitlines()), lines)
-        shown = self.show(text, "--json").json["tenant"]["name"]
-        if shown:
-            self.assertEqual(self.show(shown, "--json").json["tenant"]["name"], shown)
-
-    @given(st.text(max_size=40), st.text(max_size=40))
-    def test_a_secret_within_it_is_hidden(self, before: str, after: str) -> None:
-        for argv in ((), ("--json",)):
-            self.assertNotIn(DEFAULT_KEY[:12], self.show(before + DEFAULT_KEY + after, *argv).out)
-
-
 class AnyAmount(unittest.TestCase):
     @given(st.integers(-(2**63) + 1, 2**63 - 1))
     def test_a_balance_is_exact_in_json_and_never_more_than_there_is_in_text(
@@ -191,53 +175,3 @@ class AnyAmount(unittest.TestCase):
             found = call_ops("balance", "--min", "10", "--json", **box.env).json
         usd = int(next_words(found["next"])[2])
         self.assertEqual(usd, max(10, -(-found["short_microusd"] // 1_000_000)))
-
-
-WORDS = st.one_of(
-    st.sampled_from(
-        [
-            *("balance", "topup", "auto-topup", "upstream", "keys", "info", "--json", "--min"),
-            *("--amount", "--method", "--enable", "--disable", "--threshold", "--set", "--kind"),
-            *("--create", "--revoke", "--yes", "--force", "--wait", "--dry-run", "--timeout"),
-            *("--api-key-env", "--base-url", "10", "1000c", "5usd", "stripe", "custom", "key_1"),
-            *("--", "-", "-h", "--help", "--version", "", "=", "--amount=", "--wait=1"),
-        ]
-    ),
-    st.text(max_size=12),
-)
-
-
-class AnyCommandLine(unittest.TestCase):
-    @given(st.lists(WORDS, max_size=7))
-    def test_it_ends_in_a_documented_way_and_repeats_no_unknown_word(self, argv: list[str]) -> None:
-        with Sandbox() as box:
-            result = call_ops(*argv, **box.env)
-        check_clean(self, result)
-        if result.exit == 2 and "--json" in argv:
-            for line in result.err.splitlines():
-                self.assertIsInstance(json.loads(line), dict)
-            self.assertEqual(json.loads(line)["error"]["code"], "usage")
-
-
-class AnySetting(unittest.TestCase):
-    @given(SETTING, st.booleans())
-    def test_any_base_url_is_refused_or_asked_for_by_a_plain_path(
-        self, text: str, before: bool
-    ) -> None:
-        with Sandbox() as box:
-            url = text + box.url if before else box.url + text
-            env = {**box.env, "CACHEFORGE_BASE_URL": url}
-            result = call_ops("balance", "--timeout", "5", **env)
-            check_clean(self, result)
-            if result.exit == 2:
-                self.assertEqual(box.requests, [])
-            for seen in box.requests:
-                self.assertRegex(seen.path, r"\A/[!-~]*\Z")
-
-    @given(SETTING)
-    def test_any_key_is_refused_or_visible_ascii(self, text: str) -> None:
-        with Sandbox() as box:
-            result = call_ops("balance", **{**box.env, "CACHEFORGE_API_KEY": text})
-            self.assertEqual((result.exit, result.out), (3 if box.requests else 2, ""))
-            for seen in box.requests:
-                self.assertRegex(seen.headers["Authorization"], r"\ABearer [!-~]+\Z")

@@ -15,24 +15,30 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import json
 import os
 import re
 import shlex
-import signal
+import shutil
 import sys
 import tempfile
-import threading
 import unittest
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
-import sandbox
-from support import ROOT, Result, Sandbox, call_ops, on_terminal, run
+from support import (
+    ROOT,
+    Result,
+    Sandbox,
+    call_ops,
+    has_terminal,
+    in_process,
+    on_terminal,
+    open_sandbox,
+    run,
+)
 
 PAGES = sorted((ROOT / "tests" / "transcripts").glob("*.md"))
 VARIES = (
@@ -44,52 +50,47 @@ VARIES = (
     (r"\bcf_(?!d4735e3a2|4e0740856)[0-9a-f]{9}\b", "cf_NEWPREFIX"),  # but for those of --keys
     (r"\bcf_(?!d473|4e07)[0-9a-f]{4}(?=…|\\u2026)", "cf_NEWP"),
     (r"\b[0-9]+ ms\b", "N ms"),
+    (r"(?<=\bwithin )[0-9.]+ s\b", "N s"),
     (r"\b(?!2026-01-02)20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", "20YY-MM-DDTHH:MM:SSZ"),
     (r"^optional arguments:", "options:"),  # argparse of Python 3.9
     (r"(?<=\S)\n {8,}(?=[\[A-Z-].*\])", " "),  # where a usage is broken differs, too
 )
 
 
-def in_process(line: str) -> Result:
-    """Run `[echo WORD |] [NAME=value...] [timeout...] python3 SCRIPT ARG...`.
-
-    In place of the seconds of `timeout`, it waits for the request that will hang.
-    """
-    typed, pipe, rest = line.rpartition(" | ")
-    stdin = typed[len("echo ") :] + "\n" if pipe else ""
-    words = shlex.split(rest)
-    start = words.index("python3")
-    env = dict(word.split("=", 1) for word in words[:start] if re.match("[A-Z_]+=", word))
-    if words[start + 1] != "tests/sandbox.py":
-        return call_ops(*words[start + 2 :], stdin=stdin, **env)
-    hanging = re.search(r'"([^"=]+)=(?:done\+)?hang"', rest) if "timeout" in words else None
-    results: list[Result] = []
-
-    def run_inside(box: Sandbox, command: Sequence[str]) -> int:
-        if hanging:
-            threading.Thread(target=press_ctrl_c, args=(box, hanging[1]), daemon=True).start()
-        results.append(call_ops(*command[2:], stdin=stdin, **{**box.env, **env}))
-        return results[0].exit
-
-    err = io.StringIO()
-    with mock.patch.object(sandbox, "run_inside", run_inside), contextlib.redirect_stderr(err):
-        try:
-            sandbox.main(words[start + 2 :])
-        except SystemExit as refused:
-            return Result(int(str(refused)), b"", err.getvalue().encode())
-    return results[0]
+# `python3 tests/sandbox.py` and its words, up to what is the shell's
+SANDBOXED = re.compile(r"""python3 tests/sandbox\.py((?: +(?:"[^"]*"|'[^']*'|[^\s"'|;&<>])+)*)""")
+WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""")
 
 
-def press_ctrl_c(box: Sandbox, call: str) -> None:
-    """Do so once such a request has arrived."""
-    if box.wait_for(call, 10):
-        os.kill(os.getpid(), signal.SIGINT)
+def opened(line: str, boxes: contextlib.ExitStack) -> str:
+    """The line with the program itself for each `python3 tests/sandbox.py`, and the address of
+    a sandbox in this process: that saves a start."""
+
+    def start(match: re.Match[str]) -> str:
+        raw = WORD.findall(match[1])
+        if {"--exec", "--help"} & set(raw):
+            return match[0]
+        box, command = open_sandbox([shlex.split(word)[0] for word in raw])
+        settings = [f"{name}={value}" for name, value in boxes.enter_context(box).env.items()]
+        program = [shlex.quote(word) for word in command[:2]]
+        return " ".join([*settings, *program, *raw[len(raw) - len(command[2:]) :]])
+
+    return SANDBOXED.sub(start, line)
 
 
-def at_terminal(line: str, columns: str, typed: str = "") -> Result:
-    """Run a line in a shell on a terminal; a word such as ^C is typed as that key."""
+def in_shell(command: Command, folder: Path) -> Result:
+    """Run a command in a shell, perhaps on a terminal, where a word such as ^C is that key."""
+    mark, _, options = command.mark.partition(" ")
+    columns, _, typed = options.partition(" ")
     keys = chr(ord(typed[1]) - 64) if typed[:1] == "^" else f"{typed}\n" if typed else ""
-    result = on_terminal("sh", "-c", line, columns=int(columns), typed=keys.encode())
+    env = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    with contextlib.ExitStack() as boxes:
+        script = f"cd {shlex.quote(str(folder))}; {opened(command.line, boxes)}"
+        if mark == "sh":
+            return run("sh", "-c", script, **env)
+        result = on_terminal(
+            "sh", "-c", script, columns=int(columns), typed=keys.encode(), env=env
+        )
     screen = result.out.replace("\r", "␍").replace("\x1b", "␛")
     return Result(result.exit, screen.encode(), b"")
 
@@ -106,99 +107,147 @@ def as_lines(result: Result) -> Iterator[str]:
     yield f"exit {result.exit}"
 
 
-def retyped(page: str) -> Iterator[str]:
-    """The lines of a page, with all its commands run again."""
-    mark = ""
-    lines: list[str | Future[Result]] = []
-    with ThreadPoolExecutor(2) as pool:
-        for line in page.splitlines():
-            if line.startswith("```"):
-                mark = "" if mark else line[3:]
-            elif mark and not line.startswith("$ "):
-                continue  # what was said before
-            lines.append(line)
-            if mark == "console" and line.startswith("$ "):
-                lines.extend(as_lines(in_process(line[2:])))
-            elif mark == "sh" and line.startswith("$ "):
-                lines.append(pool.submit(run, "sh", "-c", line[2:], folder="."))
-            elif mark and line.startswith("$ "):
-                lines.append(pool.submit(at_terminal, line[2:], *mark.split(" ", 2)[1:]))
-    for each in lines:
-        yield from [each] if isinstance(each, str) else as_lines(each.result())
+class Command(NamedTuple):
+    """A command on a page, and what it answered when that was written down."""
 
-
-def difference(path: Path, update: bool = False) -> str:
-    """What a page says differently now; nothing if nothing. Perhaps write it down."""
-    page, home = path.read_text("utf-8"), os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:  # new keys are saved here
-        for name in ("skills", "tests"):
-            os.symlink(ROOT / name, Path(folder, name))
-        python = Path(folder, "python3")
-        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', "utf-8")
-        python.chmod(0o755)
-        os.chdir(folder)
-        with mock.patch.dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}"):
-            now = list(retyped(page))
-        os.chdir(home)
-    if update:
-        path.write_text("\n".join(now) + "\n", "utf-8")
-    return "\n".join(difflib.unified_diff(page.splitlines(), now, path.name, "now", lineterm=""))
-
-
-class Answer(NamedTuple):
-    """What stands on a page."""
-
-    command: str
-    out: list[str]
-    err: list[str]
-    exit: int
+    page: str
+    mark: str
+    line: str
+    said: list[str]
 
     @property
-    def objects(self) -> list[dict[str, Any]]:
-        """All that was said under --json."""
-        return [json.loads(line) for line in self.out + self.err]
+    def out(self) -> list[str]:
+        """The lines on standard output."""
+        return [line for line in self.said[:-1] if not line.startswith("2> ")]
+
+    @property
+    def err(self) -> list[str]:
+        """The lines on standard error."""
+        return [line[len("2> ") :] for line in self.said if line.startswith("2> ")]
+
+    @property
+    def exit(self) -> int:
+        """The exit code."""
+        return int(self.said[-1][len("exit ") :])
+
+    @property
+    def can_run(self) -> bool:
+        """Whether this machine has what the command needs."""
+        devices = [Path(name).exists() for name in re.findall(r"/dev/\w+", self.line)]
+        programs = [shutil.which(name) for name in ("iconv",) if name in self.line]
+        return all(devices) and all(programs) and (self.mark[:8] != "terminal" or has_terminal())
 
 
-def answers(mark: str = "console") -> Iterator[Answer]:
-    """The answers in the blocks that are marked like this, on all pages."""
+def read_page(path: Path) -> list[str | Command]:
+    """The lines of a page, with what is in its blocks as commands."""
+    mark, parts = "", list[Any]()
+    for line in path.read_text("utf-8").splitlines():
+        if line.startswith("```"):
+            mark = "" if mark else line[3:]
+            parts.append(line)
+        elif mark and line.startswith("$ "):
+            parts.append(Command(path.name, mark, line[2:], []))
+        elif mark:
+            parts[-1].said.append(line)
+        else:
+            parts.append(line)
+    return parts
+
+
+def commands(*marks: str) -> Iterator[Command]:
+    """The commands of all pages, or those in blocks that are marked like this."""
     for path in PAGES:
-        for block in re.findall(rf"^```{mark}.*?\n(.*?)^```", path.read_text("utf-8"), re.M | re.S):
-            for answer in re.split(r"^\$ ", block, flags=re.M)[1:]:
-                command, *said, last = answer.splitlines()
-                out = [line for line in said if not line.startswith("2> ")]
-                err = [line[len("2> ") :] for line in said if line.startswith("2> ")]
-                yield Answer(command, out, err, int(last[len("exit ") :]))
+        for part in read_page(path):
+            if isinstance(part, Command) and (not marks or part.mark.split()[0] in marks):
+                yield part
+
+
+def retype(pages: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Each page with all its commands run again, those of the shell four at a time."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = {page.name: make_folder(Path(place, page.stem)) for page in pages}
+        parts = {page: read_page(page) for page in pages}
+        found = [part for page in pages for part in parts[page] if isinstance(part, Command)]
+        answers = {id(each): each.said for each in found if not each.can_run}
+        typed = [each for each in found if each.mark != "console" and id(each) not in answers]
+        with ThreadPoolExecutor(4) as pool:
+            results = pool.map(lambda each: in_shell(each, folders[each.page]), typed)
+            answers.update((id(each), list(as_lines(done))) for each, done in zip(typed, results))
+        for page in pages:
+            with inside(folders[page.name]):
+                yield page, "\n".join(answer_all(parts[page], answers)) + "\n"
+
+
+def answer_all(parts: Sequence[str | Command], answers: dict[int, list[str]]) -> Iterator[str]:
+    """The lines of a page, with the answers that are there, and those of this process."""
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+        else:
+            yield f"$ {part.line}"
+            yield from answers.get(id(part)) or as_lines(in_process(part.line))
+
+
+def make_folder(folder: Path) -> Path:
+    """A folder like a clone, for the files of a page, with a `python3` that is this one."""
+    folder.mkdir()
+    for name in ("skills", "tests"):
+        os.symlink(ROOT / name, folder / name)
+    python = folder / "python3"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', "utf-8")
+    python.chmod(0o755)
+    return folder
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Be in a folder for a while."""
+    home = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(home)
+
+
+def differences(pages: Sequence[Path], update: bool = False) -> Iterator[str]:
+    """What each page says differently now; nothing if nothing. Perhaps write it down."""
+    for page, now in retype(pages):
+        old = page.read_text("utf-8")
+        if update:
+            page.write_text(now, "utf-8")
+        lines = old.splitlines(), now.splitlines()
+        yield "\n".join(difflib.unified_diff(*lines, page.name, "now", lineterm=""))
 
 
 class Pages(unittest.TestCase):
     """What holds for all that the pages show."""
 
     def test_only_an_answer_is_on_stdout_and_no_failure_is_without_a_word(self) -> None:
-        for answer in answers():
-            with self.subTest(answer.command):
+        for answer in commands("console"):
+            with self.subTest(answer.line):
                 self.assertIn(answer.exit, (0, 1, 2, 3, 4, 5, 6, 130))
                 if answer.exit not in (0, 4):
                     self.assertEqual(answer.out, [])
                     self.assertTrue(answer.err)
 
     def test_neither_a_secret_nor_a_mistake_of_the_program_is_shown(self) -> None:
-        for mark in ("console", "sh", "terminal"):
-            for answer in answers(mark):
-                if answer.command == "python3 tests/sandbox.py --help":
-                    continue  # which names the key of its accounts
-                told = "\n".join(answer.out + answer.err)
-                self.assertNotRegex(told, r"cf_\w+cdef\b(?<!cf_0123456789abcdef0123456789abcdef)")
-                self.assertNotRegex(told, "sk-or-v1-0123456789|Traceback|mistake in this program")
+        for answer in commands():
+            if answer.line == "python3 tests/sandbox.py --help":
+                continue  # which names the key of its accounts
+            told = "\n".join(answer.said)
+            self.assertNotRegex(told, r"cf_\w+cdef\b(?<!cf_0123456789abcdef0123456789abcdef)")
+            self.assertNotRegex(told, "sk-or-v1-0123456789|Traceback|mistake in this program")
 
     def test_under_json_everything_is_json_and_an_error_has_all_its_parts(self) -> None:
         repeatable = {5: (True,), 130: (True, False)}
         names = ["code", "message", "exit", "http_status", "request_id", "retryable"]
         names += ["retry_after_seconds", "hint", "next"]
         found = 0
-        for answer in answers():
-            if "--json" not in answer.command.split() or "--help" in answer.command:
+        for answer in commands("console"):
+            if "--json" not in answer.line.split() or "--help" in answer.line:
                 continue
-            for said in answer.objects:
+            for said in map(json.loads, answer.out + answer.err):
                 if "error" in said:
                     found += 1
                     self.assertEqual(list(said["error"]), names)
@@ -222,11 +271,8 @@ class Pages(unittest.TestCase):
 @unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX systems and shells")
 class Transcripts(unittest.TestCase):
     def test_every_command_of_the_pages_answers_to_the_letter(self) -> None:
-        for path in PAGES:
-            with self.subTest(page=path.name):
-                if "/dev/full" in path.read_text("utf-8") and not Path("/dev/full").exists():
-                    self.skipTest("this system has no /dev/full")
-                told = difference(path)
+        for told in differences(PAGES):
+            with self.subTest(page=told.partition("\n")[0]):
                 self.assertFalse(told, told)
 
 
@@ -235,6 +281,6 @@ if __name__ == "__main__":
     chosen = [path for path in PAGES if not words or path.stem in words]
     if len(chosen) < len(words):
         sys.exit(f"The pages are {', '.join(path.stem for path in PAGES)}.")
-    told = [difference(path, "--update" in sys.argv) for path in chosen]
+    told = list(differences(chosen, "--update" in sys.argv))
     print("\n".join(filter(None, told)) or "Nothing is said differently.")
     sys.exit(any(told) and "--update" not in sys.argv)
