@@ -15,6 +15,7 @@ import sys
 import threading
 import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -271,6 +272,17 @@ def call_on(
     return Result(exit_code, out.buffer.getvalue(), err.buffer.getvalue())
 
 
+def side_by_side(check: Callable[..., object], *cases: tuple[Any, ...]) -> None:
+    """Check all cases at the same time, each in a sandbox of its own: real waits overlap."""
+
+    def one(case: tuple[Any, ...]) -> None:
+        with Sandbox() as box:
+            check(box, *case)
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        list(pool.map(one, cases))
+
+
 def open_sandbox(words: Sequence[str]) -> tuple[Sandbox, list[str]]:
     """The sandbox of `sandbox.py WORD...`, not started yet, and the command to run in it."""
     options = sandbox.read_options(words)
@@ -366,3 +378,38 @@ class SandboxTest(unittest.TestCase):
     def save_card(self) -> None:
         """Let the account have a saved card."""
         self.box.books.card_saved = True
+
+
+class FaultTest(SandboxTest):
+    """A sandbox where every command would succeed, but for the fault under test."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.save_card()
+        self.box.service.create_key({})
+
+    def meet(self, name: str, *faults: Fault, extra: tuple[str, ...] = ()) -> Result:
+        """Run a command against scripted faults; check what must hold whatever they are."""
+        argv, call = COMMANDS[name]
+        del self.box.requests[:]
+        self.box.script(call, *faults)
+        result = self.ops(*argv, "--verbose", *extra, THEIRS=THEIRS)
+        self.box.script_nothing()
+        everything = result.out + result.err
+        self.assertNotIn("Traceback", everything)
+        self.assertNotIn("mistake in this program", everything)
+        for secret in (DEFAULT_KEY, THEIRS):
+            self.assertNotIn(secret, everything)
+        self.assertEqual([seen.call for seen in self.box.writes], [call] * (name in WRITES))
+        if result.exit:
+            self.assertEqual(result.out, "", result)
+        for line in result.err.splitlines():
+            self.assertLess(len(line), 800)
+            self.assertTrue(line.isprintable(), ascii(line))
+        return result
+
+    def end(self, name: str, fault: Fault, exit_code: int) -> Result:
+        """Meet a fault that does not go away, and end with this exit code."""
+        result = self.meet(name, *[fault] * 3)
+        self.assertEqual(result.exit, exit_code, result)
+        return result

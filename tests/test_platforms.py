@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import shlex
 import shutil
@@ -25,7 +25,7 @@ class Pasting(SandboxTest):
         place = tempfile.TemporaryDirectory()
         self.addCleanup(place.cleanup)
         python = f"{shlex.quote(sys.executable)} "
-        for folder in ("my skills", "it's", "$HOME", "a;b&c", "caf\xe9"):
+        for folder in ("it's my $HOME", "a;b&c caf\xe9"):
             path = Path(place.name, folder, "ops.py")
             path.parent.mkdir()
             path.write_bytes(OPS.read_bytes())
@@ -47,25 +47,6 @@ class Pasting(SandboxTest):
             self.assertIn(f"Next: {words}", result.out)
 
 
-class Files(SandboxTest):
-    def test_a_file_system_that_cannot_be_asked_to_hurry_keeps_the_key(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "new.key")
-            with mock.patch.object(os, "fsync", side_effect=OSError(errno.EINVAL, "no")):
-                self.ok("keys", "--create", "--save", str(path))
-            self.assertEqual(path.read_text("utf-8"), self.box.books.keys[-1].secret + "\n")
-
-    def test_a_file_that_is_gone_when_the_key_comes_is_told_with_the_way_to_revoke(self) -> None:
-        make = self.box.service.routes["POST /v1/account/keys"]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "new.key")
-            self.box.service.routes["POST /v1/account/keys"] = lambda body: (
-                path.unlink() or make(body)  # type: ignore[func-returns-value]
-            )
-            result = self.fails(6, "keys", "--create", "--save", str(path))
-        self.assertIn("keys --revoke key_2 --yes", result.err)
-
-
 class OldPythons(unittest.TestCase):
     """They are told in one line which Python is needed."""
 
@@ -82,7 +63,9 @@ class OldPythons(unittest.TestCase):
 
     def test_a_real_one(self) -> None:
         root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-        found = [*root.glob("3.8.*/bin/python"), shutil.which("python3.8")]
+        found: list[object] = [shutil.which("python3.8")]
+        with contextlib.suppress(OSError):  # it may be a folder that we may not read
+            found.extend(root.glob("3.8.*/bin/python"))
         old = next((str(path) for path in found if path and run(str(path), "-V").exit == 0), None)
         if not old:  # those before it do not get so far: they cannot read the file
             self.skipTest("no Python 3.8 here")

@@ -20,11 +20,13 @@ from support import (
     Fault,
     JumpingClock,
     Result,
+    Sandbox,
     SandboxTest,
     Seen,
     call_on,
     next_words,
     ops,
+    side_by_side,
 )
 
 MICROUSD_PER_USD = 1_000_000
@@ -224,22 +226,23 @@ class Processes(SandboxTest):
 
     @unittest.skipIf(os.name == "nt", "POSIX signals")
     def test_a_signal_leaves_the_link_and_names_the_command_that_goes_on(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            for extra in ((), ("--json",)):
-                with self.subTest(signal=number, extra=extra):
-                    child = self.start(sys.executable, str(OPS), "topup", "--wait", *extra)
-                    assert child.stdout
-                    for line in child.stdout:
-                        if "/pay/" in line:
-                            break
-                    child.send_signal(number)
-                    _, err = child.communicate(timeout=PATIENCE_S)
-                    self.assertEqual(child.returncode, 130, err)
-                    self.assertIn("balance --wait", err)
-                    self.assertNotRegex(err, "Traceback|may have been|Exception ignored")
-                    if extra:
-                        error = json.loads(err.splitlines()[-1])["error"]
-                        self.assertEqual(error["code"], "interrupted")
+        def check(box: Sandbox, number: int, *extra: str) -> None:
+            child = self.start(sys.executable, str(OPS), "topup", "--wait", *extra, **box.env)
+            assert child.stdout
+            for line in child.stdout:
+                if "/pay/" in line:
+                    break
+            child.send_signal(number)
+            _, err = child.communicate(timeout=PATIENCE_S)
+            self.assertEqual(child.returncode, 130, err)
+            self.assertIn("balance --wait", err)
+            self.assertNotRegex(err, "Traceback|may have been|Exception ignored")
+            if extra:
+                error = json.loads(err.splitlines()[-1])["error"]
+                self.assertEqual(error["code"], "interrupted")
+
+        json_cases = ((signal.SIGTERM, "--json"), (signal.SIGHUP, "--json"))
+        side_by_side(check, (signal.SIGINT,), *json_cases)
 
     def test_the_link_arrives_while_the_wait_goes_on(self) -> None:
         child = self.start(sys.executable, str(OPS), "topup", "--wait", "2", "--json")

@@ -1,4 +1,9 @@
-"""The exam's judging: what a good agent does passes, and each slip is seen."""
+"""The exam's judging: what a good agent does passes, and each slip is seen.
+
+    python3 -m unittest discover -s tests/evals
+
+It stands apart from the other tests, because it tests a judge, not the program.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import support
-from support import ROOT, Result, call_ops
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-sys.path.insert(0, str(ROOT / "tests" / "evals"))
-
-import run
+import run  # noqa: E402
+import support  # noqa: E402
+from support import Result, call_ops  # noqa: E402
 
 
 class Agent:
