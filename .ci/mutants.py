@@ -194,7 +194,7 @@ CHANGES = (
         "    from urllib.request import HTTPErrorProcessor, HTTPRedirectHandler\n"
         "    for each in (Handler(), HTTPErrorProcessor(), HTTPRedirectHandler()):\n"
         "        opener.add_handler(each)\n",
-        "test_network.Redirects.test_another_origin_never_hears_of_us",
+        "test_faults.EveryFault.test_another_origin_never_hears_of_us",
     ),
     Change(
         "a write is sent again",
@@ -256,13 +256,13 @@ CHANGES = (
         "the key is shown when the service repeats it",
         '        text = text.replace(secret, "<hidden>")\n',
         "        pass\n",
-        "test_faults.Echo.test_in_errors",
+        "test_text.Echo.test_in_errors",
     ),
     Change(
         "a request id is shown as it comes, with a secret in it",
         "show(found, secrets)[:100] or None",
         "found[:100] or None",
-        "test_faults.Echo.test_in_errors",
+        "test_text.Echo.test_in_errors",
     ),
     Change(
         "a new key that was saved is shown when the service repeats it",
@@ -330,13 +330,13 @@ CHANGES = (
         "text from the service moves the cursor",
         'text = "".join(filter(str.isprintable, text))',
         "pass",
-        "test_terminals.Text.test_names_and_labels_never_add_a_line_or_a_control",
+        "test_text.Text.test_names_and_labels_never_add_a_line_or_a_control",
     ),
     Change(
         "JSON is not ASCII",
         "json.dumps(value,",
         "json.dumps(value, ensure_ascii=False,",
-        "test_terminals.Text.test_json_is_ascii_on_one_line_whatever_stands_in_it",
+        "test_text.Text.test_json_is_ascii_on_one_line_whatever_stands_in_it",
     ),
     Change(
         "HTML is shown",
@@ -454,7 +454,7 @@ CHANGES = (
         "another value is stored, and it counts as done",
         "if held and (is_visible or not lost):",
         "if held is not None and (is_visible or not lost):",
-        "test_commands.ReadBack."
+        "test_faults.ReadBack."
         "test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter",
     ),
     Change(

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -413,3 +414,61 @@ class FaultTest(SandboxTest):
         result = self.meet(name, *[fault] * 3)
         self.assertEqual(result.exit, exit_code, result)
         return result
+
+
+TRANSCRIPTS = sorted((ROOT / "tests" / "transcripts").glob("*.md"))
+
+
+class Command(NamedTuple):
+    """A command on a page, and what it answered when that was written down."""
+
+    page: str
+    mark: str
+    line: str
+    said: list[str]
+
+    @property
+    def out(self) -> list[str]:
+        """The lines on standard output."""
+        return [line for line in self.said[:-1] if not line.startswith("2> ")]
+
+    @property
+    def err(self) -> list[str]:
+        """The lines on standard error."""
+        return [line[len("2> ") :] for line in self.said if line.startswith("2> ")]
+
+    @property
+    def exit(self) -> int:
+        """The exit code."""
+        return int(self.said[-1][len("exit ") :])
+
+    @property
+    def can_run(self) -> bool:
+        """Whether this machine has what the command needs."""
+        devices = [Path(name).exists() for name in re.findall(r"/dev/\w+", self.line)]
+        programs = [shutil.which(name) for name in ("iconv",) if name in self.line]
+        return all(devices) and all(programs) and (self.mark[:8] != "terminal" or has_terminal())
+
+
+def read_page(path: Path) -> list[str | Command]:
+    """The lines of a page, with what is in its blocks as commands."""
+    mark, parts = "", list[Any]()
+    for line in path.read_text("utf-8").splitlines():
+        if line.startswith("```"):
+            mark = "" if mark else line[3:]
+            parts.append(line)
+        elif mark and line.startswith("$ "):
+            parts.append(Command(path.name, mark, line[2:], []))
+        elif mark:
+            parts[-1].said.append(line)
+        else:
+            parts.append(line)
+    return parts
+
+
+def shown_commands(*marks: str) -> Iterator[Command]:
+    """The commands of all pages, or those in blocks that are marked like this."""
+    for path in TRANSCRIPTS:
+        for part in read_page(path):
+            if isinstance(part, Command) and (not marks or part.mark.split()[0] in marks):
+                yield part

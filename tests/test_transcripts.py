@@ -19,28 +19,28 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 import unittest
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from support import (
     ROOT,
+    TRANSCRIPTS,
+    Command,
     Result,
     Sandbox,
     call_ops,
-    has_terminal,
     in_process,
     on_terminal,
     open_sandbox,
+    read_page,
     run,
+    shown_commands,
 )
 
-PAGES = sorted((ROOT / "tests" / "transcripts").glob("*.md"))
 VARIES = (
     (rf"'?{re.escape(str(ROOT))}/([^\s']+)'?", r"\1"),
     (r"(?<=127\.0\.0\.1:)[0-9]{4,5}\b", "PORT"),
@@ -107,61 +107,6 @@ def as_lines(result: Result) -> Iterator[str]:
     yield f"exit {result.exit}"
 
 
-class Command(NamedTuple):
-    """A command on a page, and what it answered when that was written down."""
-
-    page: str
-    mark: str
-    line: str
-    said: list[str]
-
-    @property
-    def out(self) -> list[str]:
-        """The lines on standard output."""
-        return [line for line in self.said[:-1] if not line.startswith("2> ")]
-
-    @property
-    def err(self) -> list[str]:
-        """The lines on standard error."""
-        return [line[len("2> ") :] for line in self.said if line.startswith("2> ")]
-
-    @property
-    def exit(self) -> int:
-        """The exit code."""
-        return int(self.said[-1][len("exit ") :])
-
-    @property
-    def can_run(self) -> bool:
-        """Whether this machine has what the command needs."""
-        devices = [Path(name).exists() for name in re.findall(r"/dev/\w+", self.line)]
-        programs = [shutil.which(name) for name in ("iconv",) if name in self.line]
-        return all(devices) and all(programs) and (self.mark[:8] != "terminal" or has_terminal())
-
-
-def read_page(path: Path) -> list[str | Command]:
-    """The lines of a page, with what is in its blocks as commands."""
-    mark, parts = "", list[Any]()
-    for line in path.read_text("utf-8").splitlines():
-        if line.startswith("```"):
-            mark = "" if mark else line[3:]
-            parts.append(line)
-        elif mark and line.startswith("$ "):
-            parts.append(Command(path.name, mark, line[2:], []))
-        elif mark:
-            parts[-1].said.append(line)
-        else:
-            parts.append(line)
-    return parts
-
-
-def commands(*marks: str) -> Iterator[Command]:
-    """The commands of all pages, or those in blocks that are marked like this."""
-    for path in PAGES:
-        for part in read_page(path):
-            if isinstance(part, Command) and (not marks or part.mark.split()[0] in marks):
-                yield part
-
-
 def retype(pages: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Each page with all its commands run again, those of the shell four at a time."""
     with tempfile.TemporaryDirectory() as place:
@@ -224,7 +169,7 @@ class Pages(unittest.TestCase):
     """What holds for all that the pages show."""
 
     def test_only_an_answer_is_on_stdout_and_no_failure_is_without_a_word(self) -> None:
-        for answer in commands("console"):
+        for answer in shown_commands("console"):
             with self.subTest(answer.line):
                 self.assertIn(answer.exit, (0, 1, 2, 3, 4, 5, 6, 130))
                 if answer.exit not in (0, 4):
@@ -232,7 +177,7 @@ class Pages(unittest.TestCase):
                     self.assertTrue(answer.err)
 
     def test_neither_a_secret_nor_a_mistake_of_the_program_is_shown(self) -> None:
-        for answer in commands():
+        for answer in shown_commands():
             if answer.line == "python3 tests/sandbox.py --help":
                 continue  # which names the key of its accounts
             told = "\n".join(answer.said)
@@ -244,7 +189,7 @@ class Pages(unittest.TestCase):
         names = ["code", "message", "exit", "http_status", "request_id", "retryable"]
         names += ["retry_after_seconds", "hint", "next"]
         found = 0
-        for answer in commands("console"):
+        for answer in shown_commands("console"):
             if "--json" not in answer.line.split() or "--help" in answer.line:
                 continue
             for said in map(json.loads, answer.out + answer.err):
@@ -257,7 +202,7 @@ class Pages(unittest.TestCase):
         self.assertGreater(found, 40)
 
     def test_each_next_line_is_a_command_that_is_not_refused(self) -> None:
-        said = "\n".join(path.read_text("utf-8") for path in PAGES)
+        said = "\n".join(path.read_text("utf-8") for path in TRANSCRIPTS)
         lines = set(re.findall(r'(?:Next: |"next":")python3 \S+/ops\.py ([^"\n]+)', said))
         self.assertGreater(len(lines), 15)
         for line in lines:
@@ -271,16 +216,16 @@ class Pages(unittest.TestCase):
 @unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX systems and shells")
 class Transcripts(unittest.TestCase):
     def test_every_command_of_the_pages_answers_to_the_letter(self) -> None:
-        for told in differences(PAGES):
+        for told in differences(TRANSCRIPTS):
             with self.subTest(page=told.partition("\n")[0]):
                 self.assertFalse(told, told)
 
 
 if __name__ == "__main__":
     words = {Path(word).stem for word in sys.argv[1:] if word != "--update"}
-    chosen = [path for path in PAGES if not words or path.stem in words]
+    chosen = [path for path in TRANSCRIPTS if not words or path.stem in words]
     if len(chosen) < len(words):
-        sys.exit(f"The pages are {', '.join(path.stem for path in PAGES)}.")
+        sys.exit(f"The pages are {', '.join(path.stem for path in TRANSCRIPTS)}.")
     told = list(differences(chosen, "--update" in sys.argv))
     print("\n".join(filter(None, told)) or "Nothing is said differently.")
     sys.exit(any(told) and "--update" not in sys.argv)
