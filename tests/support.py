@@ -71,11 +71,17 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# of the environment, as little as a process can do with: nothing of the developer's own
+KEPT = {
+    name: os.environ[name]
+    for name in ("PATH", "SYSTEMROOT", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+    if name in os.environ
+}
+
+
 def base_env(**extra: str) -> dict[str, str]:
-    """As little environment as a process can do with: nothing of the developer's own."""
-    kept = ("PATH", "SYSTEMROOT", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
-    env = {name: os.environ[name] for name in kept if name in os.environ}
-    return {**env, "PYTHONWARNINGS": "error", **extra}
+    """The environment of a process under test."""
+    return {**KEPT, "PYTHONWARNINGS": "error", **extra}
 
 
 def http(head: str, body: bytes = b"") -> Fault:

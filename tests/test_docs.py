@@ -13,12 +13,13 @@ import sys
 import tempfile
 import unittest
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
 from support import (
+    KEPT,
     OPS,
     ROOT,
     SKILL,
@@ -270,11 +271,9 @@ class Skill(unittest.TestCase):
         for word in ("balance", "402", "Use "):
             self.assertIn(word, match[1][:160])
 
-    def test_it_is_short_and_says_things_positively(self) -> None:
-        text = PAGES["SKILL.md"]
-        self.assertLess(len(text.split()), 900)
+    def test_it_never_tells_an_agent_to_act_without_asking(self) -> None:
         for phrase in ("without confirm", "do not ask", "without asking", "ignore", "autonomous"):
-            self.assertNotIn(phrase, text.lower())
+            self.assertNotIn(phrase, PAGES["SKILL.md"].lower())
 
     def test_it_says_first_that_the_program_lies_beside_it_and_names_the_published_path_once(
         self,
@@ -307,15 +306,6 @@ class Translation(unittest.TestCase):
 
 class Readme(unittest.TestCase):
     text = PAGES["README.md"]
-
-    def test_it_is_short_and_in_the_order_that_a_stranger_needs(self) -> None:
-        self.assertLess(len(self.text.splitlines()), 220)
-        sections = (
-            *("Two commands", "With a real account", "Commands", "Exit codes", "Recipes"),
-            *("Install the skill", "Mock it in your own CI", "Security"),
-            "Costs and contributing",
-        )
-        self.assertEqual(tuple(re.findall(r"^## (.*)$", self.text, re.M)), sections)
 
     def test_the_first_two_commands_are_the_promised_ones(self) -> None:
         self.assertEqual(
@@ -384,6 +374,29 @@ class Audit(unittest.TestCase):
         self.assertEqual(len(shown), len(self.rooms))
         self.assertIn("Wire", self.rooms.values())
 
+    def test_a_room_uses_only_the_rooms_above_it(self) -> None:
+        tree = ast.parse(OPS.read_text("utf-8"))
+        for node in ast.walk(tree):  # a type may be named anywhere: it is not used there
+            for annotation in ("annotation", "returns"):
+                if hasattr(node, annotation):
+                    setattr(node, annotation, None)
+        first, home = min(self.rooms), dict[str, int]()
+        for node in tree.body:
+            assigned = node.targets if isinstance(node, ast.Assign) else [node]
+            for each in assigned:
+                name = getattr(each, "name", getattr(getattr(each, "target", each), "id", ""))
+                home[name] = max([start for start in self.rooms if start <= node.lineno] or [0])
+        used = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        for node in used:
+            if home.get(node.id, 0) >= first:
+                self.assertGreaterEqual(node.lineno, home[node.id], node.id)
+        self.assertGreater(len(home), 100)
+
+    def test_functions_are_short(self) -> None:
+        for node in ast.walk(ast.parse(OPS.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                self.assertLess((node.end_lineno or 0) - node.lineno, 60, node.name)
+
     @unittest.skipIf(sys.version_info < (3, 10), "no list of the standard library's modules")
     def test_what_is_imported_is_shown_and_is_the_standard_library(self) -> None:
         shown = {number for number, _ in self.found(self.greps[1][0])}
@@ -403,44 +416,49 @@ class Audit(unittest.TestCase):
             self.assertEqual(numbers, [number for number, _ in self.found(command)], command)
 
 
-SHELLS = [shell for shell in ("sh", "bash") if shutil.which(shell)]
-
-
 @unittest.skipIf(os.name == "nt", "a POSIX shell")
 class Snippets(unittest.TestCase):
-    """What the README says to paste, pasted into sh and bash, in a folder like a clone."""
+    """What the README says to paste, pasted into a shell, in a folder like a clone."""
 
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+    folder: ClassVar[Path]
+    waiting: ClassVar[list[Future[Result]]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        place = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(place.cleanup)
+        cls.folder = Path(place.name)
         for name in ("tests", "skills"):
-            os.symlink(ROOT / name, self.folder / name)
-        os.symlink(self.folder, self.folder / "cacheforge")
-        (self.folder / "bin").mkdir()
-        os.symlink(sys.executable, self.folder / "bin" / "python3")
+            os.symlink(ROOT / name, cls.folder / name)
+        os.symlink(cls.folder, cls.folder / "cacheforge")
+        (cls.folder / "bin").mkdir()
+        os.symlink(sys.executable, cls.folder / "bin" / "python3")
+        # these wait for seconds: they do so while the other tests run
+        script = cls.snippet("python3 tests/sandbox.py --balance 0 --pay-after 2")
+        lines = cls.snippet("python3 tests/sandbox.py --fault").splitlines()
+        lines.append(script.replace("--pay-after 2", "--pay-after 0.2"))
+        pool = ThreadPoolExecutor()
+        cls.addClassCleanup(pool.shutdown)
+        cls.waiting = [pool.submit(cls.paste, line) for line in lines]
 
-    def snippet(self, start: str) -> str:
+    @staticmethod
+    def snippet(start: str) -> str:
         """The block of the README that begins like this."""
         blocks = re.findall(r"^```\w*\n(.*?)^```", PAGES["README.md"], re.MULTILINE | re.DOTALL)
         (block,) = [block for block in blocks if block.startswith(start)]
         return str(block)
 
-    def paste(self, shell: str, script: str, **env: str) -> Result:
+    @classmethod
+    def paste(cls, script: str, **env: str) -> Result:
         """Run a block in a shell, at home in the folder."""
-        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-        home = {"PATH": path, "HOME": str(self.folder)}
-        return run(shell, "-c", script, folder=self.folder, **{**home, **env})
+        path = f"{cls.folder / 'bin'}{os.pathsep}{KEPT['PATH']}"
+        home = {"PATH": path, "HOME": str(cls.folder)}
+        return run("sh", "-c", script, folder=cls.folder, **{**home, **env})
 
     def needs(self, *programs: str) -> None:
         for program in programs:
             if not shutil.which(program):
                 self.skipTest(f"needs {program}")
-
-    def paste_all(self, script: str, **env: str) -> list[Result]:
-        """Run a block in all shells at the same time."""
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda shell: self.paste(shell, script, **env), SHELLS))
 
     def test_the_first_link_can_be_paid_while_the_command_waits(self) -> None:
         line = self.snippet("python3 tests/sandbox.py --balance 0 topup --wait")
@@ -449,69 +467,55 @@ class Snippets(unittest.TestCase):
         self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
         self.assertRegex(done.out, r"rose by \$10\.00")
 
-    def test_the_faults_end_in_5_and_6(self) -> None:
-        lines = self.snippet("python3 tests/sandbox.py --fault").splitlines()
-        self.assertEqual(len(lines), 2)
-        for line, code in zip(lines, (5, 6)):
-            self.assertEqual({done.exit for done in self.paste_all(line)}, {code}, line)
+    def test_what_waits_ends_in_5_and_6_and_the_script_hands_its_link_on(self) -> None:
+        failed, uncertain, script = (future.result() for future in self.waiting)
+        self.assertEqual((failed.exit, uncertain.exit), (5, 6))
+        self.needs("jq")
+        self.assertRegex(script.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
+        self.assertEqual(script.out.splitlines()[-1], "There is $10.00")
 
     def test_the_status_line_asks_once_in_five_minutes(self) -> None:
         line = self.snippet("f=~/.cache")
-        for shell in SHELLS:
-            with Sandbox("12.34") as box:
-                shown = [self.paste(shell, line, **box.env).out for _ in range(3)]
-                self.assertEqual(shown, ["Balance       $12.34\n"] * 3)
-                self.assertEqual(len(box.calls()), 1)
-            shutil.rmtree(self.folder / ".cache")
+        with Sandbox("12.34") as box:
+            shown = [self.paste(line, **box.env).out for _ in range(3)]
+            self.assertEqual(shown, ["Balance       $12.34\n"] * 3)
+            self.assertEqual(len(box.calls()), 1)
 
     def test_the_cron_line_speaks_only_of_trouble(self) -> None:
         command = self.snippet("0 7 * * *").partition("* * * ")[2]
         for balance_usd, expected in (("20", ""), ("19.99", "19.99")):
             with Sandbox(balance_usd) as box:
-                for done in self.paste_all(command, **box.env):
-                    self.assertIn(expected, done.out)
-                    self.assertEqual(bool(expected), bool(done.out), done)
+                said = self.paste(command, **box.env).out
+                self.assertIn(expected, said)
+                self.assertEqual(bool(expected), bool(said))
         nowhere = {**box.env, "CACHEFORGE_BASE_URL": "http://127.0.0.1:9"}
-        command = command.replace("balance", "balance --timeout 0.5")
-        for done in self.paste_all(command, **nowhere):
-            self.assertIn("127.0.0.1:9", done.out)
-
-    def test_the_script_hands_the_link_on_and_says_what_is_there(self) -> None:
-        self.needs("jq")
-        line = self.snippet("python3 tests/sandbox.py --balance 0 --pay-after 2")
-        for done in self.paste_all(line.replace("--pay-after 2", "--pay-after 0.2")):
-            self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
-            self.assertEqual(done.out.splitlines()[-1], "There is $10.00")
+        command = command.replace("balance", "balance --timeout 1")
+        self.assertIn("127.0.0.1:9", self.paste(command, **nowhere).out)
 
     def test_the_smoke_test_passes_inside_the_sandbox_and_fails_where_it_should(self) -> None:
         self.needs("curl", "sed")
         script = self.snippet("python3 tests/sandbox.py --balance 0 --exec sh")
-        for done in self.paste_all(script):
-            self.assertEqual(done.exit, 0, done)
-        for done in self.paste_all(script.replace("--balance 0", "--balance 1")):
-            self.assertNotEqual(done.exit, 0, done)
+        self.assertEqual(self.paste(script).exit, 0)
+        self.assertNotEqual(self.paste(script.replace("--balance 0", "--balance 1")).exit, 0)
 
     def test_the_server_of_a_script_answers_and_is_gone_when_the_script_ends(self) -> None:
         self.needs("curl")
-        script = self.snippet(": > sandbox.env")
-        for shell in SHELLS:
-            done = self.paste(shell, script)
-            self.assertEqual(done.exit, 0, done)
-            self.assertIn('"tn_sandbox"', done.out)
-            port = re.findall(r"127\.0\.0\.1:(\d+)", (self.folder / "sandbox.env").read_text())
-            with self.assertRaises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", int(port[0])), timeout=5)
+        done = self.paste(self.snippet(": > sandbox.env"))
+        self.assertEqual(done.exit, 0, done)
+        self.assertIn('"tn_sandbox"', done.out)
+        port = re.findall(r"127\.0\.0\.1:(\d+)", (self.folder / "sandbox.env").read_text())
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port[0])), timeout=5)
 
     def test_the_server_of_a_script_says_so_where_its_port_is_busy(self) -> None:
         self.needs("curl")
         with socket.create_server(("127.0.0.1", 0)) as busy:
             port = busy.getsockname()[1]
             script = self.snippet(": > sandbox.env").replace("--serve", f"--serve --port {port}")
-            for shell in SHELLS:
-                done = self.paste(shell, script)
-                self.assertNotEqual(done.exit, 0)
-                self.assertIn(str(port), done.err)
-                self.assertNotIn("Traceback", done.err)
+            done = self.paste(script)
+        self.assertNotEqual(done.exit, 0)
+        self.assertIn(str(port), done.err)
+        self.assertNotIn("Traceback", done.err)
 
 
 PROGRAM = """
@@ -569,23 +573,6 @@ class Plugin(unittest.TestCase):
         offered = plugin()
         self.assertEqual((offered["name"], offered["source"]), (SKILL.name, "./"))
         self.assertEqual(offered["skills"], [f"./skills/{SKILL.name}"])
-
-
-class Workflows(unittest.TestCase):
-    def test_every_action_is_pinned_to_a_commit_and_names_its_version(self) -> None:
-        for path in sorted((ROOT / ".github" / "workflows").iterdir()):
-            used = re.findall(r"uses: (.*)", path.read_text("utf-8"))
-            self.assertTrue(used, path.name)
-            for action in used:
-                self.assertRegex(action, r"^[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
-
-    def test_a_release_begins_with_nothing_allowed_and_after_the_gate(self) -> None:
-        text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
-        self.assertIn("\npermissions: {}\n", text)
-        self.assertIn("needs: gate", text)
-        self.assertEqual(
-            re.findall(r"(\S+): write", text), ["contents", "id-token", "attestations"]
-        )
 
 
 def plain(text: str) -> str:

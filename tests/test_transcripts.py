@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support import (
+    KEPT,
     ROOT,
     TRANSCRIPTS,
     Command,
@@ -83,7 +84,7 @@ def in_shell(command: Command, folder: Path) -> Result:
     mark, _, options = command.mark.partition(" ")
     columns, _, typed = options.partition(" ")
     keys = chr(ord(typed[1]) - 64) if typed[:1] == "^" else f"{typed}\n" if typed else ""
-    env = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    env = {"PATH": f"{folder}{os.pathsep}{KEPT['PATH']}"}
     with contextlib.ExitStack() as boxes:
         script = f"cd {shlex.quote(str(folder))}; {opened(command.line, boxes)}"
         if mark == "sh":
