@@ -454,8 +454,7 @@ CHANGES = (
         "another value is stored, and it counts as done",
         "if held and (is_visible or not lost):",
         "if held is not None and (is_visible or not lost):",
-        "test_faults.ReadBack."
-        "test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter",
+        "test_faults.ReadBack.test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter",
     ),
     Change(
         "a lost provider key counts as set",

@@ -24,7 +24,6 @@ from support import (
     GOOD,
     KEYS,
     SET_UPSTREAM,
-    THEIRS,
     UPSTREAM,
     WRITES,
     Fault,
@@ -38,6 +37,7 @@ from support import (
 )
 
 KINDS = {"topup": 1, "keys_create": 3}  # their place in Exits; other writes have the one between
+
 
 def ok(body: bytes, kind: str = "application/json") -> Fault:
     """A well-formed 200 with these bytes."""
@@ -168,7 +168,6 @@ class EveryFault(FaultTest):
                 fault, exits = FAULTS[what]
                 with self.subTest(command=name, answer=what):
                     self.end(name, fault, exits[KINDS.get(name, 2) if name in WRITES else 0])
-
 
     def test_another_origin_never_hears_of_us(self) -> None:
         with Sandbox() as other:
@@ -356,9 +355,9 @@ class ReadBack(FaultTest):
     def test_what_cannot_be_read_back_exits_5(self) -> None:
         for name, call in (("auto_topup_enable", BILLING), ("upstream_set", UPSTREAM)):
             for what in SOME_FAULTS:
-                with self.subTest(name, answer=what):
-                    with self.after_a_write(call, *[FAULTS[what][0]] * 3):
-                        self.assertEqual(self.meet(name).exit, 5)
+                faults = [FAULTS[what][0]] * 3
+                with self.subTest(name, answer=what), self.after_a_write(call, *faults):
+                    self.assertEqual(self.meet(name).exit, 5)
 
     def test_a_host_is_compared_without_its_case_and_the_rest_to_the_letter(self) -> None:
         long = "https://llm.example.com/".ljust(299, "x")  # as much as is shown

@@ -5,7 +5,6 @@ They need Hypothesis, which the gate installs; on a bare Python they are skipped
 
 from __future__ import annotations
 
-import json
 import unicodedata
 import unittest
 from typing import Any

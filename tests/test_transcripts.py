@@ -89,9 +89,7 @@ def in_shell(command: Command, folder: Path) -> Result:
         script = f"cd {shlex.quote(str(folder))}; {opened(command.line, boxes)}"
         if mark == "sh":
             return run("sh", "-c", script, **env)
-        result = on_terminal(
-            "sh", "-c", script, columns=int(columns), typed=keys.encode(), env=env
-        )
+        result = on_terminal("sh", "-c", script, columns=int(columns), typed=keys.encode(), env=env)
     screen = result.out.replace("\r", "␍").replace("\x1b", "␛")
     return Result(result.exit, screen.encode(), b"")
 

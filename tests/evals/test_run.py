@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import run  # noqa: E402
-import support  # noqa: E402
-from support import Result, call_ops  # noqa: E402
+import run
+import support
+from support import ROOT, Result, call_ops
 
 
 class Agent:
