@@ -131,6 +131,17 @@ def run(*command: str, stdin: str | bytes = b"", folder: str | Path = ROOT, **en
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def git(*argv: str) -> str:
+    """What git says about this repository; the test is skipped where it cannot say anything."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        raise unittest.SkipTest("needs git and a checkout")
+    command = ("git", "-c", "safe.directory=*", *argv)  # it may be somebody else's clone
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        raise unittest.SkipTest(done.stderr.partition("\n")[0])
+    return done.stdout
+
+
 def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
     """Run ops.py as its users do: a process of its own."""
     return run(sys.executable, str(OPS), *argv, stdin=stdin, **env)

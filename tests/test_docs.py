@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -27,6 +26,7 @@ from support import (
     Sandbox,
     SandboxTest,
     call_ops,
+    git,
     in_process,
     ops,
     run,
@@ -107,12 +107,6 @@ def plugin() -> dict[str, Any]:
     (offered,) = json.loads(text)["plugins"]
     assert isinstance(offered, dict)
     return offered
-
-
-def git(*argv: str) -> str:
-    """What a git command says about this repository."""
-    done = subprocess.run(["git", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout
 
 
 STAND_INS = {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}
@@ -207,7 +201,6 @@ class Agreement(unittest.TestCase):
         self.assertEqual(plugin()["version"], ops.__version__)
         self.assertIn(f"/v{ops.__version__}/skills/", PAGES["README.md"])
 
-    @unittest.skipUnless((ROOT / ".git").exists(), "needs a git checkout")
     def test_a_tag_on_this_commit_names_the_version(self) -> None:
         tags = git("tag", "--points-at", "HEAD", "v*").split()
         self.assertLessEqual(set(tags), {f"v{ops.__version__}"})
@@ -328,7 +321,6 @@ class Readme(unittest.TestCase):
             for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
                 self.assertTrue((page.parent / target).exists(), f"{page.name}: {target}")
 
-    @unittest.skipUnless((ROOT / ".git").exists(), "needs a git checkout")
     def test_what_its_commands_leave_behind_is_ignored_by_git(self) -> None:
         left = {"new.key", *re.findall(r"> ?([a-z]+\.[a-z]+)", self.text)}
         ignored = git("check-ignore", *left).split()

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -62,12 +63,24 @@ class OldPythons(unittest.TestCase):
         self.check(sys.executable, "-c", old, str(OPS), "balance")
 
     def test_a_real_one(self) -> None:
-        root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-        found: list[object] = [shutil.which("python3.8")]
-        with contextlib.suppress(OSError):  # it may be a folder that we may not read
-            found.extend(root.glob("3.8.*/bin/python"))
-        old = next((str(path) for path in found if path and run(str(path), "-V").exit == 0), None)
+        old = next(filter(runs, found_in_path_or_pyenv()), None)
         if not old:  # those before it do not get so far: they cannot read the file
             self.skipTest("no Python 3.8 here")
         for argv in (("balance",), ("--help",), ("topup", "--json")):
             self.check(old, str(OPS), *argv)
+
+
+def found_in_path_or_pyenv() -> Iterator[str]:
+    """Programs that may be a Python 3.8."""
+    yield shutil.which("python3.8") or ""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    with contextlib.suppress(OSError):  # it may be a folder that we may not read
+        yield from map(str, root.glob("3.8.*/bin/python"))
+
+
+def runs(program: str) -> bool:
+    """Whether a program can be started, and says its version."""
+    try:
+        return run(program, "-V").exit == 0
+    except OSError:
+        return False
