@@ -26,7 +26,8 @@ from support import (
 LINK = {"amountUsd": 25, "method": "crypto"}
 RULE = {"enabled": True, "thresholdCents": 250, "amountCents": 1050}
 OPENROUTER = {"kind": "openrouter", "apiKey": "sk-or-theirs"}
-OTHER = {"kind": "custom", "baseUrl": "https://llm.example.com"}
+ADDRESS = {"baseUrl": "https://x.example"}
+DEFAULT_RULE = {"enabled": True, "thresholdCents": 200, "amountCents": 1000}
 OPENAI = {"kind": "custom", "baseUrl": "https://api.openai.com"}
 TYPED = "upstream --set --kind openrouter --api-key"
 
@@ -42,29 +43,18 @@ class Requests(SandboxTest):
             ("topup", [BILLING, TOPUP], {"amountUsd": 10, "method": "stripe"}),
             ("topup --amount 2500c --method crypto", [BILLING, TOPUP], LINK),
             ("topup --amount 25usd --method crypto", [BILLING, TOPUP], LINK),
-            (
-                "auto-topup --enable",
-                [SET_RULE, BILLING],
-                {"enabled": True, "thresholdCents": 200, "amountCents": 1000},
-            ),
+            ("auto-topup --enable", [SET_RULE, BILLING], DEFAULT_RULE),
             ("auto-topup --enable --threshold 250 --amount 1050", [SET_RULE, BILLING], RULE),
             ("auto-topup --disable", [SET_RULE, BILLING], {"enabled": False}),
             (f"{TYPED} sk-or-theirs", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
             (f"{TYPED} -", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
             (f"{TYPED}-env THEIRS", [SET_UPSTREAM, UPSTREAM], OPENROUTER),
-            (
-                "upstream --set --base-url https://llm.example.com/x",
-                [SET_UPSTREAM, UPSTREAM],
-                {
-                    "baseUrl": "https://llm.example.com/x",
-                },
-            ),
+            ("upstream --set --base-url https://x.example", [SET_UPSTREAM, UPSTREAM], ADDRESS),
             ("upstream --set --kind anthropic", [SET_UPSTREAM, UPSTREAM], {"kind": "anthropic"}),
             ("upstream --set --kind openai", [SET_UPSTREAM, UPSTREAM], OPENAI),
             (
-                "upstream --set --kind openai --base-url https://llm.example.com",
-                [SET_UPSTREAM, UPSTREAM],
-                OTHER,
+                *("upstream --set --kind openai --base-url https://x.example",),
+                *([SET_UPSTREAM, UPSTREAM], {"kind": "custom", **ADDRESS}),
             ),
             ("keys --create", [KEYS, CREATE], {}),
             ("keys --revoke key_2 --yes", [KEYS, REVOKE, KEYS], {}),

@@ -490,26 +490,16 @@ class Evidence(FaultTest):
                 self.end("keys_create", Fault.reply(200, {"apiKey": key}), 6)
 
     def test_a_key_is_delivered_whatever_stands_beside_it(self) -> None:
-        saved = tempfile.TemporaryDirectory()
-        self.addCleanup(saved.cleanup)
-        for number, beside in enumerate(
-            (
-                *('"id": 42', '"id": null', '"prefix": ["x"]', '"x": NaN', '"x": 1, "x": 2'),
-                *('"id": 1, "id": 2', '"prefix": "cf_new_one"', '"apikey": "cf_other"'),
-            )
+        for beside in (
+            *('"id": 42', '"id": null', '"prefix": ["x"]', '"x": NaN', '"x": 1, "x": 2'),
+            *('"id": 1, "id": 2', '"prefix": "cf_new_one"', '"apikey": "cf_other"'),
         ):
-            for key in ("cf_new_one", "cf_new_one\\n", " cf_new_one "):
-                with self.subTest(beside=beside, key=key):
-                    reply = ok(f'{{"apiKey": "{key}", {beside}}}'.encode())
-                    self.assertEqual(
-                        self.end("keys_create", reply, 0).out.splitlines()[0], "cf_new_one"
-                    )
-                    found = self.meet("keys_create", reply, extra=("--json",))
-                    self.assertEqual(found.json["api_key"], "cf_new_one")
-            path = Path(saved.name, str(number))
-            result = self.meet("keys_create", reply, extra=("--save", str(path)))
-            self.assertEqual((result.exit, path.read_text()), (0, "cf_new_one\n"), result)
-            self.assertNotIn("cf_new_one", result.out + result.err)
+            reply = ok(f'{{"apiKey": " cf_new_one\\n", {beside}}}'.encode())
+            with self.subTest(beside=beside):
+                shown = self.end("keys_create", reply, 0).out.splitlines()
+                self.assertEqual(shown[0], "cf_new_one")
+                found = self.meet("keys_create", reply, extra=("--json",))
+                self.assertEqual(found.json["api_key"], "cf_new_one")
 
 
 class NewKey(FaultTest):

@@ -50,8 +50,6 @@ TEXT = st.one_of(
     st.text(alphabet=st.characters(min_codepoint=0, max_codepoint=0x2FFF), max_size=60),
     st.sampled_from([DEFAULT_KEY, f"x{THEIRS}y", "https://pay.example.com/x", "\x1b[31m", "a\nb"]),
 )
-# what an environment variable can hold
-SETTING = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT)
 JSON = st.recursive(
     LEAF,

@@ -379,16 +379,6 @@ class Terminal(SandboxTest):
         for line in result.out.splitlines():
             self.assertIsInstance(json.loads(line), dict)
 
-    def test_a_wait_counts_down_from_what_was_asked_in_one_line_of_its_own(self) -> None:
-        self.box.spend()
-        command = (sys.executable, str(OPS), "balance", "--wait", "2")
-        result = on_terminal(*command, env=self.box.env)
-        self.assertEqual(result.exit, 4)
-        left_s = [int(left) for left in re.findall(r"\r[^\r\n]*?(\d+) s\b", result.raw.decode())]
-        self.assertEqual(left_s[:2], [2, 1], result)
-        self.assertEqual(left_s, sorted(left_s, reverse=True))
-        self.assertIn("\nBalance", result.out)
-
 
 class OurOwnMistakes(SandboxTest):
     """A defect of the program itself; the clock is the one place where a test can put one."""

@@ -8,7 +8,7 @@ answers: standard output as it is, standard error behind `2> `, the exit code. O
 differs from run to run is replaced by a name (VARIES). A block marked `console` runs in
 this process on a clock that jumps, against a sandbox made by the same options; `sh`, by a
 shell in real processes; `terminal COLUMNS [WORDS]`, also on a terminal of that width,
-where WORDS are typed at the first question, or a key such as ^C at it or the countdown.
+where WORDS are typed at the first question, or a key such as ^C at it or in a wait.
 """
 
 from __future__ import annotations
