@@ -1,4 +1,4 @@
-"""Run the test suite, say how it went, and hold the CPU time that it takes.
+"""Run the test suite, say how it went, and limit the CPU time that the whole may take.
 
     python3 .ci/suite.py whole COMMAND...     the command, as it stands
     python3 .ci/suite.py modules COMMAND...   the command with `-p test_x.py`, once for each
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-CPU_LIMIT_S = 150  # about four times what it takes, because a busy machine counts more
+CPU_LIMIT_S = 120  # four times what the whole takes, because a busy machine counts more
 MUST_RUN = "test_properties.py"  # skipped without Hypothesis, which the modules are run with
 
 
@@ -66,7 +66,7 @@ def cpu_s() -> float:
 
 def main(how: str, *command: str) -> int:
     """Run it; the exit code."""
-    runs = []
+    began, runs = time.monotonic(), []
     for run in by_module(command) if how == "modules" else [Run("", command)]:
         runs.append(run)
         if how == "whole" or run.failed:
@@ -74,10 +74,10 @@ def main(how: str, *command: str) -> int:
         if how == "modules":
             print(f"{run.name}: {run.passed} passed, {run.failed} failed, {run.took_s:.0f} s")
     failed = sum(run.failed for run in runs)
-    if cpu_s() > CPU_LIMIT_S:
+    if how == "whole" and cpu_s() > CPU_LIMIT_S:
         print(f"It took {cpu_s():.0f} s of CPU; the limit is {CPU_LIMIT_S} s")
         failed += 1
-    print(f"It took {sum(run.took_s for run in runs):.0f} s, and {cpu_s():.0f} s of CPU")
+    print(f"It took {time.monotonic() - began:.0f} s, and {cpu_s():.0f} s of CPU")
     counts = sum(run.passed for run in runs), failed, sum(run.skipped for run in runs)
     print("{} passed, {} failed, {} skipped".format(*counts))
     return 1 if failed or not counts[0] else 0

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -301,12 +302,39 @@ def side_by_side(check: Callable[..., object], *cases: tuple[Any, ...]) -> None:
         list(pool.map(one, cases))
 
 
-def open_sandbox(words: Sequence[str]) -> tuple[Sandbox, list[str]]:
-    """The sandbox of `sandbox.py WORD...`, not started yet, and the command to run in it."""
-    options = sandbox.read_options(words)
-    box = Sandbox(options.balance, options.key, options.pay_after)
-    sandbox.furnish(box, options)
-    return box, options.command
+OPENING = threading.Lock()
+
+
+@contextlib.contextmanager
+def open_sandbox(words: Sequence[str]) -> Iterator[tuple[Sandbox, Sequence[str]]]:
+    """The sandbox of `sandbox.py WORD...`, and the command that it would run.
+
+    Raises SystemExit if the words are wrong.
+    """
+    opened, closed = queue.SimpleQueue[Any](), threading.Event()
+
+    def run_inside(box: Sandbox, command: Sequence[str]) -> int:
+        opened.put((box, command))
+        closed.wait()
+        return 0
+
+    def main() -> None:
+        try:
+            opened.put(SystemExit(sandbox.main(words)))
+        except SystemExit as refused:
+            opened.put(refused)
+
+    with OPENING, mock.patch.object(sandbox, "run_inside", run_inside):
+        thread = threading.Thread(target=main)
+        thread.start()
+        first = opened.get()
+    if isinstance(first, SystemExit):
+        raise first
+    try:
+        yield first
+    finally:
+        closed.set()
+        thread.join()
 
 
 def in_process(line: str) -> Result:
@@ -321,17 +349,16 @@ def in_process(line: str) -> Result:
     env = dict(word.split("=", 1) for word in words[:start] if re.match("[A-Z_]+=", word))
     if words[start + 1] != "tests/sandbox.py":
         return call_ops(*words[start + 2 :], stdin=stdin, **env)
+    hanging = re.search(r'"([^"=]+)=(?:done\+)?hang"', rest) if "timeout" in words else None
     err = io.StringIO()
     try:
-        with contextlib.redirect_stderr(err):
-            box, command = open_sandbox(words[start + 2 :])
+        with contextlib.redirect_stderr(err), open_sandbox(words[start + 2 :]) as (box, command):
+            if hanging:
+                threading.Thread(target=press_ctrl_c, args=(box, hanging[1]), daemon=True).start()
+            result = call_ops(*command[2:], stdin=stdin, **{**box.env, **env})
     except SystemExit as refused:
         return Result(int(str(refused)), b"", err.getvalue().encode())
-    hanging = re.search(r'"([^"=]+)=(?:done\+)?hang"', rest) if "timeout" in words else None
-    with box:
-        if hanging:
-            threading.Thread(target=press_ctrl_c, args=(box, hanging[1]), daemon=True).start()
-        return call_ops(*command[2:], stdin=stdin, **{**box.env, **env})
+    return Result(result.exit, result.raw, (result.err + err.getvalue()).encode())
 
 
 def press_ctrl_c(box: Sandbox, call: str) -> None:

@@ -71,8 +71,9 @@ def opened(line: str, boxes: contextlib.ExitStack) -> str:
         raw = WORD.findall(match[1])
         if {"--exec", "--help"} & set(raw):
             return match[0]
-        box, command = open_sandbox([shlex.split(word)[0] for word in raw])
-        settings = [f"{name}={value}" for name, value in boxes.enter_context(box).env.items()]
+        opening = open_sandbox([shlex.split(word)[0] for word in raw])
+        box, command = boxes.enter_context(opening)
+        settings = [f"{name}={value}" for name, value in box.env.items()]
         program = [shlex.quote(word) for word in command[:2]]
         return " ".join([*settings, *program, *raw[len(raw) - len(command[2:]) :]])
 
