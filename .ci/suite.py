@@ -35,7 +35,7 @@ class Run:
         self.failed = self._count("failures") + self._count("errors")
         self.failed += self._count("unexpected successes")
         self.skipped = self._count("skipped")
-        self.passed = self._count(r"^Ran") - self.failed - self.skipped
+        self.passed = max(0, self._count(r"^Ran") - self.failed - self.skipped)
         if done.returncode and not self.failed:
             self.failed = 1  # it did not come to an end
         if name == MUST_RUN and (self.skipped or self.passed < 1):
