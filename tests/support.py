@@ -173,7 +173,7 @@ def on_terminal(
     *command: str, columns: int = 80, typed: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Result:
     """Run a command on a terminal of its own; its screen is the standard output. What is typed
-    is typed at the first question, or when it says that it waits."""
+    is typed at the first question, or at the countdown."""
     import fcntl
     import pty
     import termios
@@ -196,7 +196,7 @@ def on_terminal(
     with contextlib.suppress(OSError):  # EIO is the end
         while block := os.read(master, 65536):
             screen += block
-            if typed and re.search(rb"(: |\] |left |Waiting[^\n]*\n)$", screen):
+            if typed and re.search(rb"(: |\] |left )$", screen):
                 os.write(master, typed)
                 typed = b""
     code = child.wait()
