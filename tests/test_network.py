@@ -135,9 +135,9 @@ class Deadline(SandboxTest):
 
         with listening(serve) as url:
             began = time.monotonic()
-            result = run_at(url.replace("http", "https"), "balance", "--timeout", "1")
+            result = run_at(url.replace("http", "https"), "balance", "--timeout", "2")
         self.assertEqual(result.exit, 5, result)
-        self.assertLess(time.monotonic() - began, 1.9)
+        self.assertLess(time.monotonic() - began, 3.8)  # not twice, even on a busy machine
 
     def test_a_slow_look_does_not_cost_the_link_that_is_made_after_it(self) -> None:
         self.box.script(BILLING, Fault(end="hang"))
