@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""A small, honest CacheForge on this machine: accounts, payment pages and the gateway.
+"""A fake CacheForge service for tests: one account, payment pages, and the LLM gateway.
 
-Money is fake, the wire is not: the paths, fields and units of the service, and as strict.
-One file, standard library only, that also works when it is copied alone. As a library:
+It speaks the HTTP of the real service: the same paths, fields and units, and it refuses the
+same mistakes. No money moves. It is one file that needs the standard library only, so it can
+be copied into any project. As a library:
 
     with Sandbox(balance_usd=5) as box:
-        os.environ.update(box.env)  # CACHEFORGE_BASE_URL and CACHEFORGE_API_KEY
-        box.spend()  # the gateway answers 402 from now on
-        box.pay(link)  # a person pays
-        box.script("POST /v1/chat/completions", "503", "lost")  # the next two go wrong
-        box.requests  # what has been asked
+        os.environ.update(box.env)  # where the service is, and the key, for any client
+        box.set_balance(0)  # from now on the gateway responds with 402
+        box.pay()  # pays the last payment link
+        box.add_faults("POST /v1/chat/completions", 503, "lost")  # the next two calls fail
+        box.requests  # the requests so far
 
-On the command line: `sandbox.py --help`. What the service is known to answer is done as it
-does it. Not known, so only likely: GET /v1/models, POST /v1/messages, streams, and that
-auto top-up charges at once.
+From other languages the same verbs are HTTP calls under /sandbox/ (see `sandbox.py --help`).
+What is not known of the real service is a likely guess here: GET /v1/models,
+POST /v1/messages, streams, and that auto top-up charges the card at once.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
+import functools
 import hashlib
 import html
 import json
+import operator
 import os
 import re
 import secrets
 import signal
 import socket
 import socketserver
-import ssl
 import struct
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -45,151 +49,213 @@ from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple, TypeVar, Union
 from urllib.parse import unquote, urlsplit
 
+__version__ = "2.0.0"
 OPS = Path(__file__).resolve().parent.parent / "skills" / "cacheforge-ops" / "ops.py"
 DEFAULT_KEY = "cf_sandbox_0123456789abcdef"
 MICROUSD_PER_USD = 1_000_000
 MICROUSD_PER_CENT = 10_000
 SMALLEST_TOPUP_USD = 10
 MAX_REQUEST_BYTES = 10_000_000
+KEPT_REQUESTS = 1000
 METHODS = ("GET", "POST", "PATCH")
 KINDS = ("openrouter", "anthropic", "custom")
-KEY_LISTS = ("plain", "masked", "bare", "unmarked", "dropped")
-DOLLARS = r"(-?)([0-9]{1,9})(?:\.([0-9]{1,6}))?"
-BORN_AT = "2026-01-02T03:04:05Z"
+CREATED_AT = "2026-01-02T03:04:05Z"  # of the keys that exist from the start
 REPLY = ("Hello", " from", " the", " sandbox.")
+ANTHROPIC_ERRORS = {401: "authentication_error", 402: "billing_error", 403: "permission_error"}
+ANTHROPIC_ERRORS |= {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+ANTHROPIC_ERRORS |= {529: "overloaded_error"}
 
 Json = dict[str, Any]
-Usd = Union[str, int, Decimal]
+Headers = Mapping[str, str]
+NO_HEADERS: Headers = {}
+Usd = Union[str, int, float, Decimal]
+Box = TypeVar("Box", bound="Sandbox")
 
 
-class Problem(Exception):
+class Refused(Exception):
     """A request that the service refuses."""
 
-    def __init__(self, status: int, message: str, code: str) -> None:
+    def __init__(self, status: int, message: str, code: str, **headers: str) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
         self.code = code
+        self.headers = headers
 
 
-class Seen(NamedTuple):
-    """One request as it arrived. Header names have no case."""
+def new_id(prefix: str) -> str:
+    """A random id."""
+    return f"{prefix}{secrets.token_hex(6)}"
+
+
+def error_body(path: str, status: int, message: str, code: str, request_id: str) -> Json:
+    """An error as CacheForge reports it; under /v1/messages, as Anthropic reports it."""
+    if not path.startswith("/v1/messages"):
+        return {"error": {"message": message, "type": code, "code": code}}
+    kind = ANTHROPIC_ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
+def id_headers(request_id: str) -> dict[str, str]:
+    """The request id under CacheForge's name and under Anthropic's."""
+    return {"X-Request-Id": request_id, "request-id": request_id}
+
+
+@dataclass
+class Request:
+    """A request that arrived. The names in `headers` are case-insensitive."""
 
     method: str
     path: str
     headers: Message
-    body: bytes
+    body: bytes = b""
+    id: str = field(default_factory=lambda: new_id("req_"))
+    status: int | None = None  # of the response; None if there was none
 
     @property
     def call(self) -> str:
-        """`METHOD /path`, the name under which replies are scripted."""
+        """`METHOD /path`, as in `add_faults`."""
         return f"{self.method} {self.path}"
 
     @property
     def json(self) -> Any:
-        """The body as JSON; None where it is empty."""
+        """The body as JSON; None if it is empty. Raises ValueError."""
         return json.loads(self.body) if self.body else None
 
+    def as_json(self) -> Json:
+        """The request as GET /sandbox/requests shows it: with its keys masked."""
+        shown = {
+            name: "***" if name.lower() in ("authorization", "x-api-key", "cookie") else value
+            for name, value in self.headers.items()
+        }
+        try:
+            body = self.json
+        except (ValueError, RecursionError):
+            body = self.body.decode("utf-8", "replace")
+        line = {"method": self.method, "path": self.path, "headers": shown, "body": body}
+        return {**line, "status": self.status, "id": self.id}
 
-class Answer(NamedTuple):
-    """One honest answer; a stream of events is sent part by part."""
+
+class Response(NamedTuple):
+    """A response; a stream has a part for each event."""
 
     status: int
     kind: str
     parts: Sequence[bytes]
-    headers: Mapping[str, str] = {}
+    headers: Headers = NO_HEADERS
 
     @classmethod
-    def json(cls, value: object, status: int = 200, **headers: str) -> Answer:
-        """An answer in JSON."""
+    def json(cls, value: object, status: int = 200, **headers: str) -> Response:
+        """A response in JSON."""
         return cls(status, "application/json", [json.dumps(value).encode()], headers)
 
     @classmethod
-    def refusal(cls, problem: Problem, **headers: str) -> Answer:
-        """A problem in the service's own form."""
-        error = {"message": problem.message, "type": problem.code, "code": problem.code}
-        return cls.json({"error": error}, problem.status, **headers)
+    def refusal(cls, request: Request, refused: Refused) -> Response:
+        """The response to a request that is refused."""
+        body = error_body(request.path, refused.status, str(refused), refused.code, request.id)
+        return cls.json(body, refused.status, **refused.headers)
 
 
 @dataclass
 class Fault:
-    """One scripted answer: raw bytes, how slowly they come, and how it ends.
+    """A response that goes wrong: raw bytes, how slowly they are sent, and how it ends.
 
-    `end` is `close`, `reset` (RST) or `hang` (open until the sandbox closes).
-    `after` lets the service do what was asked before the answer goes wrong.
+    `end` is `close`, `reset` (RST) or `hang` (no end until the sandbox closes). With `after`
+    the service first does what was asked. With `half`, half of its own response is sent.
     """
 
     raw: bytes = b""
     end: str = "close"
     drip_s: float = 0.0
     after: bool = False
+    half: bool = False
+
+    @property
+    def status(self) -> int | None:
+        """The status in `raw`, if there is one."""
+        match = re.match(rb"HTTP/1\.1 ([0-9]{3})", self.raw)
+        return int(match[1]) if match else None
 
     @classmethod
     def reply(
         cls,
         status: int = 200,
         body: object = None,
-        headers: Mapping[str, str] = {},
+        headers: Headers = NO_HEADERS,
         after: bool = False,
     ) -> Fault:
-        """A well-formed answer with any status; `body` is bytes, or goes out as JSON."""
+        """A response of any status, with these headers; a `body` but for bytes is sent as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(content)),
-            "Connection": "close",
-            **headers,
-        }
+        lines = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        lines = {**lines, "Connection": "close", **headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        return cls(f"HTTP/1.1 {status} Scripted\r\n{head}\r\n".encode() + content, after=after)
+        line = f"HTTP/1.1 {status} {phrase(status)}\r\n{head}\r\n"
+        return cls(line.encode("latin-1") + content, after=after)
 
     @classmethod
-    def of(cls, what: str) -> Fault:
-        """A fault in a word, as `--fault` takes it. Raises ValueError.
-
-        `503`, `409:BODY`, a JSON body alone, one of FAULTS, or `done+` and one of these: what
-        was asked is carried out before it goes wrong.
-        """
-        if what.startswith("done+"):
-            return dataclasses.replace(cls.of(what[len("done+") :]), after=True)
-        if what in FAULTS:
-            return FAULTS[what]
-        match = re.match(r"([2-9][0-9]{2})(?::|$)", what)
-        if not match and what[:1] not in ("{", "["):
+    def of(cls, what: FaultLike, path: str = "") -> Fault:
+        """A fault as `--fault` takes it (see `sandbox.py --help`). Raises ValueError."""
+        if isinstance(what, Fault):
+            return what
+        text, request_id = str(what), new_id("req_")
+        if text.startswith("done+"):
+            return dataclasses.replace(cls.of(text[len("done+") :], path), after=True)
+        ids = id_headers(request_id)
+        page, slow = {**ids, "Content-Type": "text/html"}, cls.reply(200, b" " * 300, ids).raw
+        named = {
+            "lost": cls(after=True),
+            "reset": cls(end="reset"),
+            "hang": cls(end="hang"),
+            "drip": cls(slow[:300], drip_s=0.1),  # so that it ends after 30 s
+            "html": cls.reply(200, b"<!doctype html><title>Hi</title>", page),
+            "empty": cls.reply(200, b"", ids),
+            "cut": cls.reply(200, b'{"', {**ids, "Content-Length": "900"}),
+            "cut-stream": cls(after=True, half=True),
+        }
+        form = r"([2-9]\d\d)((?: [\w-]+: ?[^;\r\n]+;?)*)|(?:([2-9]\d\d):|(?=[{[]))(.*)"
+        match = re.fullmatch(form, text, re.DOTALL) if isinstance(what, (str, int)) else None
+        if text in named:
+            return named[text]
+        if not match:
             raise ValueError(
-                f"{what!r} is neither a status (503), STATUS:BODY, a JSON body,"
-                f" nor one of {', '.join(FAULTS)}"
+                f"{text!r} is neither a status (503), a status with headers (429 Retry-After: 2),"
+                f" STATUS:BODY, a JSON body, nor one of {', '.join(named)}"
             )
-        status, body = (int(match[1]), what[match.end() :]) if match else (200, what)
-        if what == str(status):
-            words = HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
-            error = {"message": words, "code": words.lower().replace(" ", "_")}
-            body = json.dumps({"error": error} if status >= 400 else {})
+        status = int(match[1] or match[3] or 200)
+        if match[1]:
+            code = phrase(status).lower().replace(" ", "_")
+            error = error_body(path, status, phrase(status), code, request_id)
+            ids.update(re.findall(r"([\w-]+): ?([^;]+)", match[2]))
+            return cls.reply(status, error if status >= 400 else {}, ids)
         try:
-            json.loads(body)
-            kind = "application/json"
+            json.loads(match[4])
         except ValueError:
-            kind = "text/plain; charset=utf-8"
-        return cls.reply(status, body.encode(), {"Content-Type": kind})
+            ids["Content-Type"] = "text/plain; charset=utf-8"
+        return cls.reply(status, match[4].encode(), ids)
 
 
-FAULTS = {
-    "lost": Fault(after=True),
-    "reset": Fault(end="reset"),
-    "hang": Fault(end="hang"),
-    "drip": dataclasses.replace(Fault.reply(200, b" " * 10_000), drip_s=0.1),
-    "html": Fault.reply(200, b"<!doctype html><title>Hi</title>", {"Content-Type": "text/html"}),
-    "empty": Fault.reply(200, b""),
-    "cut": Fault.reply(200, b'{"', {"Content-Length": "900"}),
-}
+FaultLike = Union[Fault, str, int]
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of a status."""
+    return HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
+
+
+def read_fault(text: str) -> tuple[str, list[FaultLike]]:
+    """A call and its faults, from `CALL=WHAT`; `3*WHAT` is three. Raises ValueError."""
+    call, equals, what = text.partition("=")
+    if not equals:
+        raise ValueError(f"write CALL=WHAT, such as 'GET /v1/models=503', not {text!r}")
+    times = re.match(r"([1-9][0-9]{0,3})\*", what)
+    return (call, [what[times.end() :]] * int(times[1])) if times else (call, [what])
 
 
 @dataclass
 class Key:
-    """An API key as the service keeps it."""
+    """An API key."""
 
     id: str
     secret: str
@@ -200,8 +266,14 @@ class Key:
 
     @property
     def prefix(self) -> str:
-        """What a list shows of the secret."""
+        """The part of the secret that a list shows."""
         return self.secret[:12]
+
+
+def listed_key(number: int, label: str) -> Key:
+    """A key that exists from the start, with the same secret each time."""
+    secret = f"cf_{hashlib.sha256(b'%d' % number).hexdigest()[:32]}"
+    return Key(f"key_{number}", secret, label, CREATED_AT)
 
 
 @dataclass
@@ -215,8 +287,8 @@ class Link:
 
 
 @dataclass
-class Books:
-    """The account: ledger, keys, links, provider. One lock guards it all."""
+class Account:
+    """The account: ledger, keys, links, provider. `lock` guards all of it."""
 
     api_key: str = DEFAULT_KEY
     ledger: list[tuple[str, int]] = field(default_factory=list)  # why, microdollars
@@ -227,33 +299,32 @@ class Books:
     upstream: dict[str, str] = field(default_factory=dict)
     tenant_name: str = "Sandbox Inc."
     tenant_status: str = "active"
-    cost_microusd: int = 20_000
-    shows_keys: str = "plain"  # one of KEY_LISTS
+    price_microusd: int = 20_000  # of a gateway call
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self.keys.append(Key("key_1", self.api_key, "sandbox", BORN_AT))
+        self.keys.append(Key("key_1", self.api_key, "sandbox", CREATED_AT))
 
     @property
     def balance_microusd(self) -> int:
-        """What the ledger adds up to."""
+        """The sum of the ledger."""
         return sum(amount for _, amount in self.ledger)
 
     def credit(self, why: str, amount_microusd: int) -> None:
-        """Write a line into the ledger."""
+        """Add a line to the ledger."""
         with self.lock:
             self.ledger.append((why, amount_microusd))
 
     def check_key(self, secret: str) -> None:
-        """Let a valid key pass. Raises Problem 401."""
+        """Accept a valid key. Raises Refused 401."""
         for key in self.keys:
             if secret == key.secret and key.revoked_at is None:
                 key.last_used_at = now()
                 return
-        raise Problem(401, "Invalid API key", "invalid_api_key")
+        raise Refused(401, "Invalid API key", "invalid_api_key")
 
     def pay(self, link: Link) -> bool:
-        """Pay a link; False if it had been paid before. Card payments save the card."""
+        """Pay a link; False if it was paid before. A payment by card saves the card."""
         with self.lock:
             if link.paid:
                 return False
@@ -262,14 +333,14 @@ class Books:
             self.credit(f"paid {link.token}", link.amount_usd * MICROUSD_PER_USD)
             return True
 
-    def use(self, why: str, amount_microusd: int) -> None:
-        """Take credit, and refill it by the rule."""
+    def charge(self, why: str, amount_microusd: int) -> None:
+        """Take credit, then apply the auto top-up rule."""
         with self.lock:
             self.credit(why, -amount_microusd)
             self.refill()
 
     def refill(self) -> None:
-        """Charge the saved card where the rule says so."""
+        """Charge the saved card if the auto top-up rule says so."""
         rule = self.auto_topup
         if not (rule["enabled"] and self.card_saved):
             return
@@ -277,10 +348,22 @@ class Books:
             self.credit("auto top-up", rule["amountCents"] * MICROUSD_PER_CENT)
 
     def charge_call(self) -> None:
-        """Take the price of one gateway call. Raises Problem 402."""
+        """Take the price of a gateway call. Raises Refused 402."""
+        self.refill()
         if self.balance_microusd <= 0:
-            raise Problem(402, "Payment Required: credit is used up", "insufficient_credit")
-        self.use("call", self.cost_microusd)
+            raise Refused(402, "Payment Required: credit is used up", "insufficient_credit")
+        self.charge("call", self.price_microusd)
+
+    def settings(self) -> Json:
+        """The account under the names that `Sandbox.apply` takes."""
+        with self.lock:
+            names = ("card_saved", "auto_topup", "upstream", "tenant_name", "tenant_status")
+            return {
+                "balance_usd": str(Decimal(self.balance_microusd) / MICROUSD_PER_USD),
+                **{name: getattr(self, name) for name in names},
+                "keys": [key.label for key in self.keys[1:]],
+                "unpaid_links": [x.amount_usd for x in self.links.values() if not x.paid],
+            }
 
 
 def now() -> str:
@@ -288,9 +371,39 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def is_count(value: object, least: int) -> bool:
-    """Whether `value` is a JSON integer of at least `least`; `true` is none."""
-    return type(value) is int and value >= least
+def read_rule(body: Any) -> Json:
+    """An auto top-up rule. Raises Refused."""
+    if not isinstance(body, dict) or type(body.get("enabled")) is not bool:
+        raise Refused(400, "enabled must be true or false", "enabled")
+    if not body["enabled"]:
+        return {"enabled": False}
+    threshold, amount = body.get("thresholdCents"), body.get("amountCents")
+    if not (type(threshold) is type(amount) is int and threshold >= 0 and amount >= 1):
+        raise Refused(400, "thresholdCents and amountCents must be integers", "amount")
+    return {"enabled": True, "thresholdCents": threshold, "amountCents": amount}
+
+
+def read_upstream(body: Any, before: Mapping[str, str] = {}) -> dict[str, str]:
+    """A provider: what is in `body` replaces what was there `before`. Raises Refused."""
+    names = ("kind", "baseUrl", "apiKey")
+    parts = {name: body[name] for name in names if name in body} if isinstance(body, dict) else {}
+    if not parts or not all(isinstance(part, str) and part for part in parts.values()):
+        raise Refused(400, "kind, baseUrl and apiKey must be text", "upstream")
+    merged = {**before, **parts}
+    if merged.get("kind") != before.get("kind"):
+        merged = parts  # the address and the key of another provider do not carry over
+    url = merged.get("baseUrl", "")
+    if merged.get("kind") == "openai":
+        reason = "kind openai is called custom, with baseUrl https://api.openai.com"
+    elif merged.get("kind") not in KINDS:
+        reason = f"kind must be one of {', '.join(KINDS)}"
+    elif merged["kind"] == "custom" and not url:
+        reason = "kind custom needs a baseUrl"
+    elif url and not re.fullmatch(r"https?://[\w.:\[\]-]+(/[!-~]*)?", url):
+        reason = "baseUrl must be an address, such as https://llm.example.com"
+    else:
+        return merged
+    raise Refused(400, reason, "upstream")
 
 
 def count_tokens(value: object) -> int:
@@ -298,19 +411,76 @@ def count_tokens(value: object) -> int:
     return len(json.dumps(value)) // 4
 
 
+def check_gateway_body(body: Json) -> None:
+    """Raises Refused 400 if this is no request to a model."""
+    messages = body.get("messages")
+    if not (isinstance(messages, list) and messages) or not all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
+    ):
+        raise Refused(400, "messages must be a list of objects with a role", "messages")
+    if not isinstance(body.get("model"), str):
+        raise Refused(400, "model must be a string", "model")
+    if not isinstance(body.get("stream", False), (bool, type(None))):
+        raise Refused(400, "stream must be true or false", "stream")
+
+
+def demanded_call(body: Json) -> tuple[str, Json] | None:
+    """The tool that `tool_choice` demands, and arguments for it. Raises Refused 400."""
+    choice = body.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind not in ("required", "any", "function", "tool"):
+        return None
+    try:
+        functions = [tool.get("function", tool) for tool in body["tools"]]
+        schemas = {
+            one["name"]: one.get("parameters") or one.get("input_schema") or {} for one in functions
+        }
+        name = next(iter(schemas))
+        if isinstance(choice, dict) and kind in ("function", "tool"):
+            name = choice.get("function", choice)["name"]
+        return name, dict(sample({"type": "object", **schemas[name]}, schemas[name]))
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError, RecursionError):
+        reason = "tool_choice demands a tool that is not in tools, or whose schema is unusable"
+        raise Refused(400, reason, "tool_choice") from None
+
+
+def sample(schema: Json, root: Json) -> Any:
+    """A value that fits a JSON schema; of an object, its required fields."""
+    if "$ref" in schema:
+        return sample(functools.reduce(operator.getitem, schema["$ref"].split("/")[1:], root), root)
+    if "const" in schema or "enum" in schema:
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    if choices:
+        return sample(choices[0], root)
+    kind = schema.get("type", "string")
+    if "object" in kind:
+        fields = schema.get("properties", {})
+        return {name: sample(fields.get(name, {}), root) for name in schema.get("required", ())}
+    if "array" in kind:
+        return [sample(schema.get("items", {}), root) for _ in range(schema.get("minItems", 0))]
+    if "integer" in kind or "number" in kind:
+        return min(max(1, schema.get("minimum", 1)), schema.get("maximum", 1_000_000))
+    if "string" in kind:
+        return "sample".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength")]
+    return True if "boolean" in kind else None
+
+
 class Service:
-    """The account and the gateway, a method for each call.
+    """The account's calls and the gateway's, a method for each.
 
     Each takes the body and returns an object (sent as JSON) or a list of events.
     """
 
-    def __init__(self, books: Books) -> None:
-        self.books = books
-        self.origin = ""  # where the call came to, which payment links lead back to
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.origin = ""  # the address that the call came to: payment links lead there
         self.on_link: Callable[[Link], object] = lambda link: None
         self.routes: dict[str, Callable[[Any], Json | list[str]]] = {
             "POST /v1/chat/completions": self.chat,
             "POST /v1/messages": self.messages,
+            "POST /v1/responses": self.use_chat,
+            "POST /v1/embeddings": self.use_chat,
             "GET /v1/models": self.models,
             "GET /v1/account/billing": self.billing,
             "POST /v1/account/billing/topup": self.topup,
@@ -324,153 +494,110 @@ class Service:
         }
 
     def find(self, method: str, path: str) -> Callable[[Any], Json | list[str]] | None:
-        """What answers a call, if anything does."""
+        """The method for a call, if there is one."""
         revoke = re.fullmatch(r"/v1/account/keys/([^/]+)/revoke", path)
         if revoke and method == "POST":
             return lambda body: self.revoke_key(unquote(revoke[1]))
         return self.routes.get(f"{'GET' if method == 'HEAD' else method} {path}")
 
-    def answer(self, seen: Seen, origin: str) -> Answer:
-        """Answer one call; a refusal is an answer, too."""
-        with self.books.lock:
+    def check_call(self, call: str) -> None:
+        """Raises ValueError if this is no call of the service, so that a fault can happen."""
+        if not self.find(*call.partition(" ")[::2]):
+            close = difflib.get_close_matches(call, self.routes, 1, 0.8)
+            hint = f"the calls are {', '.join(self.routes)}"
+            hint = f"did you mean {close[0]!r}?" if close else hint
+            raise ValueError(f"{call!r} is no call of this service: {hint}")
+
+    def respond(self, request: Request, origin: str) -> Response:
+        """The response to a call."""
+        with self.account.lock:
             self.origin = origin
             try:
-                self.books.check_key(self._secret(seen))
-                handler = self.find(seen.method, seen.path)
-                if handler is None:
-                    return self._not_found(seen.path)
-                value = handler(self._body(seen))
-            except Problem as problem:
-                return Answer.refusal(problem)
+                self.account.check_key(secret_of(request))
+                handler = self.find(request.method, request.path)
+                if not handler:
+                    raise self._unknown(request.path)
+                value = handler(read_body(request))
+            except Refused as refused:
+                return Response.refusal(request, refused)
         if isinstance(value, list):
-            return Answer(200, "text/event-stream", [event.encode() for event in value])
-        return Answer.json(value)
+            return Response(200, "text/event-stream", [event.encode() for event in value])
+        return Response.json(value)
 
-    def _secret(self, seen: Seen) -> str:
-        scheme, _, secret = seen.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return secret
-        return seen.headers.get("X-Api-Key", "") if seen.path == "/v1/messages" else ""
-
-    def _body(self, seen: Seen) -> Any:
-        kind = seen.headers.get_content_type()
-        if seen.body and seen.path.startswith("/v1/account/") and kind != "application/json":
-            raise Problem(415, "Send Content-Type: application/json", "content_type")
-        try:
-            body = seen.json if seen.body else {}
-        except (ValueError, RecursionError):
-            raise Problem(400, "The body is not JSON", "json") from None
-        if not isinstance(body, dict):
-            raise Problem(400, "The body is not a JSON object", "json")
-        return body
-
-    def _not_found(self, path: str) -> Answer:
-        allowed = [method for method in METHODS if self.find(method, path)]
+    def _unknown(self, path: str) -> Refused:
+        allowed = ", ".join(method for method in METHODS if self.find(method, path))
         if allowed:
-            problem = Problem(405, "Method not allowed", "method")
-            return Answer.refusal(problem, Allow=", ".join(allowed))
-        message = "Not found: GET / lists the calls that this sandbox answers"
-        return Answer.refusal(Problem(404, message, "not_found"))
+            return Refused(405, "Method not allowed", "method", Allow=allowed)
+        return Refused(404, "Not found: GET / lists the calls of this sandbox", "not_found")
+
+    def use_chat(self, body: Any) -> Json:
+        raise Refused(404, "Not in this sandbox: use POST /v1/chat/completions", "not_found")
 
     def billing(self, body: Any) -> Json:
-        rule = self.books.auto_topup
-        return {
-            "billing": {
-                "creditBalanceMicrousd": self.books.balance_microusd,
-                "autoTopupEnabled": rule["enabled"],
-                "autoTopupThresholdCents": rule.get("thresholdCents", 0),
-                "autoTopupAmountCents": rule.get("amountCents", 0),
-                "defaultPaymentMethodSet": self.books.card_saved,
-            }
+        rule = self.account.auto_topup
+        billing = {
+            "creditBalanceMicrousd": self.account.balance_microusd,
+            "autoTopupEnabled": rule["enabled"],
+            "autoTopupThresholdCents": rule.get("thresholdCents", 0),
+            "autoTopupAmountCents": rule.get("amountCents", 0),
+            "defaultPaymentMethodSet": self.account.card_saved,
         }
+        return {"billing": billing}
 
     def topup(self, body: Any) -> Json:
         amount, method = body.get("amountUsd"), body.get("method")
-        if not is_count(amount, SMALLEST_TOPUP_USD):
-            raise Problem(400, f"amountUsd must be at least {SMALLEST_TOPUP_USD}", "amount")
+        if type(amount) is not int:
+            raise Refused(400, f"amountUsd must be whole dollars, not {amount!r}", "amount")
+        if amount < SMALLEST_TOPUP_USD:
+            raise Refused(400, f"amountUsd must be at least {SMALLEST_TOPUP_USD}", "amount")
         if method not in ("stripe", "crypto"):
-            raise Problem(400, "method must be stripe or crypto", "method")
+            raise Refused(400, "method must be stripe or crypto", "method")
         link = Link(secrets.token_hex(8), amount, method)
-        self.books.links[link.token] = link
+        self.account.links[link.token] = link
         self.on_link(link)
         return {"paymentUrl": f"{self.origin}/pay/{link.token}"}
 
     def set_auto_topup(self, body: Any) -> Json:
-        enabled = body.get("enabled")
-        if enabled is False:
-            self.books.auto_topup = {"enabled": False}
-            return {"ok": True}
-        if enabled is not True:
-            raise Problem(400, "enabled must be true or false", "enabled")
-        threshold, amount = body.get("thresholdCents"), body.get("amountCents")
-        if not (is_count(threshold, 0) and is_count(amount, 1)):
-            raise Problem(400, "thresholdCents and amountCents must be integers", "amount")
-        if not self.books.card_saved:
-            raise Problem(400, "Auto top-up needs a saved card: pay one top-up by card", "no_card")
-        self.books.auto_topup = {
-            "enabled": True,
-            "thresholdCents": threshold,
-            "amountCents": amount,
-        }
-        self.books.refill()
+        rule = read_rule(body)
+        if rule["enabled"] and not self.account.card_saved:
+            raise Refused(400, "Auto top-up needs a saved card: pay one top-up by card", "no_card")
+        self.account.auto_topup = rule
+        self.account.refill()
         return {"ok": True}
 
     def info(self, body: Any) -> Json:
-        return {
-            "tenant": {
-                "id": "tn_sandbox",
-                "name": self.books.tenant_name,
-                "status": self.books.tenant_status,
-                "upstreamConfigured": bool(self.books.upstream),
-                "activeKeys": sum(key.revoked_at is None for key in self.books.keys),
-            }
-        }
+        tenant = {"id": "tn_sandbox", "name": self.account.tenant_name}
+        tenant["status"] = self.account.tenant_status
+        active = sum(key.revoked_at is None for key in self.account.keys)
+        known = {"upstreamConfigured": bool(self.account.upstream), "activeKeys": active}
+        return {"tenant": {**tenant, **known}}
 
     def upstream(self, body: Any) -> Json:
-        shown = {name: v for name, v in self.books.upstream.items() if name != "apiKey"}
+        shown = {name: v for name, v in self.account.upstream.items() if name != "apiKey"}
         return {"configured": bool(shown), "upstream": shown or None}
 
     def set_upstream(self, body: Any) -> Json:
-        parts = {name: body[name] for name in ("kind", "baseUrl", "apiKey") if name in body}
-        if not parts or not all(isinstance(part, str) and part for part in parts.values()):
-            raise Problem(400, "kind, baseUrl and apiKey must be text", "upstream")
-        merged = {**self.books.upstream, **parts}
-        if merged.get("kind") not in KINDS:
-            raise Problem(400, f"kind must be one of {', '.join(KINDS)}", "kind")
-        if parts.get("kind", merged["kind"]) != self.books.upstream.get("kind"):
-            merged = {**parts}  # another provider: the old address and key do not carry over
-        if merged["kind"] == "custom" and "baseUrl" not in merged:
-            raise Problem(400, "kind custom needs a baseUrl", "base_url")
-        self.books.upstream = merged
+        self.account.upstream = read_upstream(body, self.account.upstream)
         return {"ok": True}
 
     def keys(self, body: Any) -> Json:
-        how = self.books.shows_keys
-        shown = [key for key in self.books.keys if how != "dropped" or key.revoked_at is None]
-        rows: list[Json] = [
-            {
-                "id": key.id,
-                "prefix": f"{key.secret[:7]}\u2026" if how == "masked" else key.prefix,
-                "label": key.label,
-                "createdAt": key.created_at,
-                "lastUsedAt": key.last_used_at,
-                "revokedAt": key.revoked_at,
-            }
-            for key in shown
-        ]
-        left_out = {"bare": "prefix", "unmarked": "revokedAt"}.get(how)
-        return {"keys": [{k: v for k, v in row.items() if k != left_out} for row in rows]}
+        rows = []
+        for key in self.account.keys:
+            row: Json = {"id": key.id, "prefix": key.prefix, "label": key.label}
+            row |= {"createdAt": key.created_at, "lastUsedAt": key.last_used_at}
+            rows.append({**row, "revokedAt": key.revoked_at})
+        return {"keys": rows}
 
     def create_key(self, body: Any) -> Json:
-        number = len(self.books.keys) + 1
+        number = len(self.account.keys) + 1
         key = Key(f"key_{number}", f"cf_{secrets.token_hex(16)}", None, now())
-        self.books.keys.append(key)
+        self.account.keys.append(key)
         return {"id": key.id, "apiKey": key.secret, "prefix": key.prefix}
 
     def revoke_key(self, key_id: str) -> Json:
-        key = next((key for key in self.books.keys if key.id == key_id), None)
+        key = next((key for key in self.account.keys if key.id == key_id), None)
         if key is None:
-            raise Problem(404, "No such key", "not_found")
+            raise Refused(404, "No such key", "not_found")
         key.revoked_at = key.revoked_at or now()
         return {"ok": True}
 
@@ -478,54 +605,62 @@ class Service:
         model = {"id": "sandbox", "object": "model", "created": 1767225600, "owned_by": "sandbox"}
         return {"object": "list", "data": [model]}
 
+    def _accept(self, body: Json) -> tuple[tuple[str, Json] | None, list[str], int]:
+        """Check and charge a gateway call: the tool call to make, the text in pieces, tokens in."""
+        check_gateway_body(body)
+        call = demanded_call(body)
+        self.account.charge_call()
+        text = json.dumps(call[1]) if call else ""
+        return call, [text[:3], text[3:]] if call else [*REPLY], count_tokens(body["messages"])
+
     def chat(self, body: Any) -> Json | list[str]:
-        """A completion as OpenAI's clients read it, whole or as a stream."""
-        self.books.charge_call()
-        asked, said = count_tokens(body.get("messages")), count_tokens("".join(REPLY))
+        """A completion in OpenAI's form, whole or as a stream."""
+        call, pieces, asked = self._accept(body)
+        said = count_tokens("".join(pieces))
         usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-        base = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": body.get("model", "sandbox"),
-        }
+        base = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": body["model"]}
+        message: Json = {"role": "assistant", "content": None if call else "".join(pieces)}
+        deltas: list[Json] = [{"content": piece} for piece in pieces]
+        if call:
+            made: Json = {"id": new_id("call_"), "type": "function"}
+            made["function"] = {"name": call[0], "arguments": "".join(pieces)}
+            message["tool_calls"] = [made]
+            start = {**made, "index": 0, "function": {"name": call[0], "arguments": ""}}
+            rest = [{"index": 0, "function": {"arguments": piece}} for piece in pieces]
+            deltas = [{"tool_calls": [part]} for part in (start, *rest)]
+        end = "tool_calls" if call else "stop"
         if not body.get("stream"):
-            message = {"role": "assistant", "content": "".join(REPLY)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            choice = {"index": 0, "message": message, "finish_reason": end}
             return {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
         base["object"] = "chat.completion.chunk"
-        deltas = [{"role": "assistant", "content": ""}, *({"content": part} for part in REPLY), {}]
-        chunks: list[Json] = [
-            {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-            for delta in deltas
-        ]
-        chunks[-1]["choices"][0]["finish_reason"] = "stop"
+        deltas = [{"role": "assistant", "content": None if call else ""}, *deltas, {}]
+        choices: list[Json] = [{"index": 0, "delta": d, "finish_reason": None} for d in deltas]
+        choices[-1]["finish_reason"] = end
+        chunks: list[Json] = [{**base, "choices": [choice]} for choice in choices]
         options = body.get("stream_options")
         if isinstance(options, dict) and options.get("include_usage"):
             chunks.append({**base, "choices": [], "usage": usage})
         return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
     def messages(self, body: Any) -> Json | list[str]:
-        """A message as Anthropic's clients read it, whole or as a stream."""
-        self.books.charge_call()
-        asked, said = count_tokens(body.get("messages")), count_tokens("".join(REPLY))
-        usage = {"input_tokens": asked, "output_tokens": said}
-        end = {"stop_reason": "end_turn", "stop_sequence": None}
-        message = {
-            "id": f"msg_{secrets.token_hex(12)}",
-            "type": "message",
-            "role": "assistant",
-            "model": body.get("model", "sandbox"),
-            "content": [{"type": "text", "text": "".join(REPLY)}],
-            "usage": usage,
-            **end,
-        }
+        """A message in Anthropic's form, whole or as a stream."""
+        call, pieces, asked = self._accept(body)
+        usage = {"input_tokens": asked, "output_tokens": count_tokens("".join(pieces))}
+        end = {"stop_reason": "tool_use" if call else "end_turn", "stop_sequence": None}
+        block: Json = {"type": "text", "text": "".join(pieces)}
+        empty: Json = {"type": "text", "text": ""}
+        deltas = [{"type": "text_delta", "text": piece} for piece in pieces]
+        if call:
+            block = {"type": "tool_use", "id": new_id("toolu_"), "name": call[0], "input": call[1]}
+            empty = {**block, "input": {}}
+            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+        message: Json = {"id": new_id("msg_"), "type": "message", "role": "assistant"}
+        message |= {"model": body["model"], "content": [block], "usage": usage, **end}
         if not body.get("stream"):
             return message
-        block = {"index": 0, "content_block": {"type": "text", "text": ""}}
-        deltas = [{"type": "text_delta", "text": part} for part in REPLY]
         events: list[Json] = [
             {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}},
-            {"type": "content_block_start", **block},
+            {"type": "content_block_start", "index": 0, "content_block": empty},
             *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
             {"type": "content_block_stop", "index": 0},
             {"type": "message_delta", "delta": end, "usage": usage},
@@ -534,33 +669,38 @@ class Service:
         return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
 
 
+def read_body(request: Request) -> Json:
+    """The body as a JSON object; {} if it is empty. Raises Refused."""
+    writes = request.method in ("POST", "PATCH") and request.path.startswith("/v1/account/")
+    if writes and request.headers.get_content_type() != "application/json":
+        raise Refused(415, "The Content-Type must be application/json", "content_type")
+    try:
+        body = request.json if request.body else {}
+    except (ValueError, RecursionError):
+        raise Refused(400, "The body is not JSON", "json") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "The body is not a JSON object", "json")
+    return body
+
+
+def secret_of(request: Request) -> str:
+    """The key that a request was sent with."""
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    return secret if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+
+
 STYLE = """
- :root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6472; --card: #fff;
-   --page: #f2f4f7; --line: #e4e7ec; --button: #17703a; --good: #17703a; }
- @media (prefers-color-scheme: dark) { :root { --ink: #eef1f6; --soft: #a5afbf;
-   --card: #1b212c; --page: #10141b; --line: #2d3645; --button: #1b7a42; --good: #5ad18a; } }
- * { box-sizing: border-box }
- body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
-   background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif }
- main { width: 100%; max-width: 24rem; background: var(--card); border-radius: 1rem;
-   border: 1px solid var(--line); padding: 2rem; text-align: center; text-wrap: balance;
-   overflow-wrap: anywhere }
- h1 { font-size: 1rem; font-weight: 600; margin: 0; color: var(--soft) }
- h2 { font-size: 1.4rem; line-height: 1.3; margin: 1rem 0 .5rem }
- .amount { font-size: clamp(1.6rem, 9vw, 3rem); font-weight: 700; line-height: 1.2;
-   margin: .5rem 0 }
- .soft, footer { color: var(--soft); margin: 0 0 1.5rem }
- .good { color: var(--good); font-weight: 600; margin: 0 }
- button, .button { display: block; width: 100%; padding: .9rem; border: 0; border-radius: .6rem;
-   background: var(--button); color: #fff; font: inherit; font-weight: 600; cursor: pointer;
-   text-decoration: none }
- .cancel { display: block; padding: .9rem; color: var(--soft) }
- :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px }
- footer { margin: 1.5rem 0 0; font-size: .85rem }
+ :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+ body { max-width: 60rem; margin: 10vh auto; padding: 0 1rem; overflow-wrap: anywhere }
+ .pay { max-width: 24rem; text-align: center }
+ pre { white-space: pre-wrap }
+ .amount { font-size: clamp(1.6rem, 9vw, 3rem); font-weight: 700; margin: 0 }
+ button { width: 100%; padding: .9rem; border: 0; border-radius: .6rem; cursor: pointer;
+   background: #17703a; color: #fff; font: inherit; font-weight: 600 }
 """
 
 
-def page(title: str, content: str, status: int = 200, **headers: str) -> Answer:
+def page(title: str, content: str, status: int = 200, **headers: str) -> Response:
     """A page for a person, without scripts."""
     text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -568,127 +708,153 @@ def page(title: str, content: str, status: int = 200, **headers: str) -> Answer:
 <link rel="icon" href="data:,">
 <title>{title} - CacheForge sandbox</title>
 <style>{STYLE}</style></head><body><main>
-<h1>CacheForge credit</h1>
 {content}
 <footer>A sandbox: no money moves.</footer>
 </main></body></html>
 """
-    headers["Cache-Control"] = "no-store"  # going back must not show it unpaid
-    return Answer(status, "text/html; charset=utf-8", [text.encode()], headers)
+    headers["Cache-Control"] = "no-store"  # so that going back never shows the unpaid page
+    return Response(status, "text/html; charset=utf-8", [text.encode()], headers)
 
 
-def payment_page(books: Books, seen: Seen) -> Answer:
-    """What the payer sees: the amount, the method, and a button until it is paid."""
-    token, _, action = seen.path[len("/pay/") :].partition("/")
-    link = books.links.get(token)
+def payment_page(account: Account, request: Request) -> Response:
+    """The payer's page: the amount, the method, and a button until it is paid."""
+    token, _, action = request.path[len("/pay/") :].partition("/")
+    link = account.links.get(token)
     if link is None or action not in ("", "cancel"):
-        return page(
-            "Unknown link",
-            "<h2>There is no such payment link</h2>"
-            '<p class="soft">It may have been cut when it was copied, or it is from a sandbox'
-            " that has ended. Ask whoever sent it for a new one.</p>",
-            404,
-        )
+        told = "It may have been cut when it was copied, or its sandbox has stopped."
+        return page("Unknown link", f"<h1>There is no such payment link</h1><p>{told}</p>", 404)
     here = html.escape(f"/pay/{token}")
     allowed = ("GET", "HEAD") if action else ("GET", "HEAD", "POST")
-    if seen.method not in allowed:
-        problem = Problem(405, "Method not allowed", "method")
-        return Answer.refusal(problem, Allow=", ".join(allowed))
-    if seen.method == "POST":
-        books.pay(link)
-        return page("Paid", "", 303, Location=here)  # a reload sends nothing again
+    if request.method not in allowed:
+        refused = Refused(405, "Method not allowed", "method", Allow=", ".join(allowed))
+        return Response.refusal(request, refused)
+    if request.method == "POST":
+        account.pay(link)
+        return page("Paid", "", 303, Location=here)  # so that a reload does not pay again
     amount = f"${link.amount_usd:,}.00"
-    means = {"stripe": "by card", "crypto": "in crypto"}[link.method]
-    head = f'<p class="amount">{amount}</p><p class="soft">{means}</p>'
+    title, foot = f"Pay {amount}", f'<form method="post"><button>Pay {amount}</button></form>'
+    foot += f'<p><a href="{here}/cancel">Cancel</a></p>'
     if link.paid:
-        done = '<p class="good" role="status">Paid. You can close this page.</p>'
-        return page("Paid", head + done)
-    if action:
-        back = f'<a class="button" href="{here}">Back to the payment</a>'
-        return page(
-            "Not paid",
-            f'<h2>Not paid</h2><p class="soft">Nothing was charged. The link stays open.</p>{back}',
-        )
-    form = f'<form method="post"><button>Pay {amount}</button></form>'
-    return page(f"Pay {amount}", f'{head}{form}<a class="cancel" href="{here}/cancel">Cancel</a>')
+        title, foot = "Paid", '<p role="status">Paid. You can close this page.</p>'
+    elif action:
+        back = f'<p><a href="{here}">Back to the payment</a></p>'
+        title, foot = "Not paid", f"<p>Nothing was charged. The link stays open.</p>{back}"
+    means = {"stripe": "by card", "crypto": "in crypto"}[link.method]
+    head = f'<h1>CacheForge credit</h1><p class="amount">{amount}</p><p>{means}</p>'
+    return page(title, f'<div class="pay">{head}{foot}</div>')
 
 
-def front_page(service: Service) -> Answer:
-    """What this is."""
-    lines = (
-        "CacheForge sandbox",
-        "This stands in for the CacheForge service, so that software can be tested against it.",
-        "No money moves. It answers:",
-        "",
-        *service.routes,
+def index_page(box: Sandbox, local: bool) -> Response:
+    """What this is, how to connect, the account, and the last requests."""
+    variables = {**box.env, **({} if local else {n: "..." for n in box.env if "KEY" in n})}
+    sections = {
+        "Connect": [f"{name}={value}" for name, value in variables.items()],
+        "Account": [f"{name}: {json.dumps(v)}" for name, v in box.account.settings().items()],
+        "Last requests": [f"{r.call} {r.status or '-'}" for r in box.requests[:-21:-1]] or ["none"],
+        "Calls": [*box.service.routes, *box.controls],
+    }
+    content = "".join(
+        f"<h2>{title}</h2><pre>{html.escape(chr(10).join(lines), quote=False)}</pre>"
+        for title, lines in sections.items()
     )
-    return Answer(200, "text/plain; charset=utf-8", ["".join(f"{s}\n" for s in lines).encode()])
+    told = "<h1>CacheForge sandbox</h1><p>A fake service, for tests. It is ready.</p>"
+    return page("Ready", told + content)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP in front of it all. Read, record, carry out, log, answer: a stop loses none of it."""
+    """HTTP. A request is recorded and carried out, and its status recorded, before it is
+    answered, so that nothing is lost when the client or the sandbox stops."""
 
     protocol_version = "HTTP/1.1"
-    server_version = "CacheForgeSandbox"
+    server_version = f"CacheForgeSandbox/{__version__}"
     sys_version = ""
     server: Server
     timeout = 60
-    disable_nagle_algorithm = True  # headers and body are two writes: no 40 ms between
+    disable_nagle_algorithm = True  # headers and body are two writes: without it, 40 ms apart
 
     def do_any(self) -> None:
         box = self.server.sandbox
-        path = urlsplit(self.path).path
-        if path == "/favicon.ico":  # browsers ask by themselves
-            self._send(Answer(404, "text/plain", [b""]))
-            return
-        body, refusal = b"", None
+        path = re.sub("^https?://[^/]*", "", self.path).partition("?")[0]
+        request = Request(self.command, path, self.headers)
+        refusal = None
         try:
-            body = self._read_body()
-        except Problem as problem:
-            refusal = Answer.refusal(problem, Connection="close")
-        seen = Seen(self.command, path, self.headers, body)
-        box.record(seen)
-        fault = box.next_fault(seen.call)
-        answer = None
-        if not fault or fault.after:
-            answer = refusal or box.answer(seen)
-        if fault:
-            box.log(f"{seen.call} (scripted)")
-            self._misbehave(fault)
-        elif answer:
-            box.log(f"{seen.call} {answer.status}")
-            self._send(answer)
+            request.body = self._read_body()
+        except Refused as refused:
+            refusal = Response.refusal(request, refused)
+        if path in ("/", "/favicon.ico") or path.startswith("/sandbox/"):
+            local = self.client_address[0] in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+            self._send(request, refusal or box.control(request, local))
+            return
+        box.record(request)
+        fault = box.next_fault(request.call)
+        response = None if fault and not fault.after else refusal or box.respond(request)
+        if response and (not fault or fault.half):
+            request.status = response.status
+            box.log(f"{request.call} {response.status}{' (cut)' if fault else ''}")
+            self._send(request, response, cut=fault is not None)
+        elif fault:
+            request.status = fault.status
+            box.log(f"{request.call} {fault.status or '-'} (scripted)")
+            self._send_fault(fault)
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_OPTIONS = do_any
 
     def _read_body(self) -> bytes:
-        """The body. Raises Problem where it cannot be had, which ends the connection."""
-        length = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not length.isdecimal():
-            raise Problem(411, "Send the body with a Content-Length", "length_required")
-        if int(length) > MAX_REQUEST_BYTES:
-            raise Problem(413, "Body too large", "too_large")
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise Problem(400, "The body ended early", "length")
+        """The body. Raises Refused if it cannot be read, and ends the connection."""
+        length, coding = self.headers.get("Content-Length"), self.headers.get("Transfer-Encoding")
+        ending = {"Connection": "close"}
+        try:
+            if coding is not None and coding.lower() == "chunked":
+                return self._read_chunks()
+            if coding is not None or not (length or "0").isdecimal():
+                reason = "Send the body with a Content-Length, or chunked"
+                raise Refused(411, reason, "length_required", **ending)
+            return self._read_exactly(int(length or 0))
+        except ValueError:
+            raise Refused(400, "The body is broken, or ended early", "length", **ending) from None
+
+    def _read_exactly(self, count: int, before: int = 0) -> bytes:
+        if before + count > MAX_REQUEST_BYTES:
+            raise Refused(413, "Body too large", "too_large", Connection="close")
+        body = self.rfile.read(max(0, count))
+        if len(body) != count:
+            raise ValueError
         return body
 
-    def _send(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
-        if answer.kind == "text/event-stream":  # ends with the connection
+    def _read_chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(999).partition(b";")[0] or b"x", 16):
+            body += self._read_exactly(size, len(body))
+            self.rfile.readline(3)
+        while self.rfile.readline(999).strip():
+            pass  # trailers
+        return body
+
+    def _send(self, request: Request, response: Response, cut: bool = False) -> None:
+        """Send a response; if it is `cut`, only the first half of a stream, and no other body."""
+        stream = response.kind == "text/event-stream"
+        chunked = stream and self.request_version == "HTTP/1.1"
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.kind)
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        elif not stream:
+            self.send_header("Content-Length", str(sum(map(len, response.parts))))
+        if stream and not chunked:
             self.send_header("Connection", "close")
-        else:
-            self.send_header("Content-Length", str(sum(map(len, answer.parts))))
-        self.send_header("X-Request-Id", f"req_{secrets.token_hex(6)}")
-        for name, value in answer.headers.items():
+        # without that header, since Node takes an early end for the end if it was announced
+        self.close_connection = self.close_connection or cut
+        for name, value in {**id_headers(request.id), **response.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        for part in answer.parts if self.command != "HEAD" else ():
-            self.wfile.write(part)
+        parts = response.parts if self.command != "HEAD" else []
+        for part in parts[: len(parts) // 2] if cut else parts:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+        if chunked and not cut:
+            self.wfile.write(b"0\r\n\r\n")
 
-    def _misbehave(self, fault: Fault) -> None:
-        """Act out a scripted fault, then drop the connection."""
+    def _send_fault(self, fault: Fault) -> None:
+        """Send a fault, then end the connection."""
         self.close_connection = True
         closing = self.server.sandbox.closing
         step = 1 if fault.drip_s else max(1, len(fault.raw))
@@ -699,30 +865,30 @@ class Handler(BaseHTTPRequestHandler):
                 if fault.drip_s and closing.wait(fault.drip_s):
                     break
             if fault.end == "hang":
-                closing.wait(60)
+                closing.wait()
             elif fault.end == "reset":
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                # a dup'ed descriptor would keep the connection: close them all at once
+                # each of these holds the connection open: close them all
                 self.rfile.close()
                 self.wfile.close()
                 self.connection.close()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silence http.server's own log: the sandbox writes a line per request."""
+        """Nothing: http.server's own log is not wanted."""
 
 
 class Server(ThreadingHTTPServer):
-    """A thread per connection, none of which keeps the process alive."""
+    """A thread per connection; none of them keeps the process alive."""
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
     allow_reuse_address = os.name != "nt"  # there it would share a port that is in use
     sandbox: Sandbox
-    tls: ssl.SSLContext | None = None
 
     def __init__(self, host: str, port: int) -> None:
+        self.connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), Handler)
@@ -731,44 +897,99 @@ class Server(ThreadingHTTPServer):
         """Bind, without http.server's search for a host name that nobody needs."""
         socketserver.TCPServer.server_bind(self)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve one connection, in its own thread; a TLS handshake is part of that."""
-        if self.tls is None:
-            super().finish_request(request, client_address)
-            return
-        with self.tls.wrap_socket(request, server_side=True) as secured:
-            super().finish_request(secured, client_address)
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve one connection in a thread of its own."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def hang_up(self) -> None:
+        """Shut all connections down, those that wait for a next request, too."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the job."""
+        """Nothing: clients that hang up are to be expected."""
+
+
+def to_microusd(usd: Usd) -> int:
+    """Dollars with up to six decimals, perhaps negative, as microdollars. Raises ValueError."""
+    if isinstance(usd, bool) or not isinstance(usd, (str, int, float, Decimal)):
+        raise ValueError(f"dollars are a number or text, such as '12.34', not {usd!r}")
+    text = usd if isinstance(usd, str) else f"{Decimal(str(usd)):f}"
+    match = re.fullmatch(r"(-?)([0-9]{1,9})(?:\.([0-9]{1,6}))?", text)
+    if not match:
+        raise ValueError(f"dollars are written like 0, 12.34 or -1.50, not {text!r}")
+    microusd = int(match[2]) * MICROUSD_PER_USD + int((match[3] or "").ljust(6, "0"))
+    return -microusd if match[1] else microusd
+
+
+def one(kind: type, words: str, many: bool = False) -> Callable[[Any], Any]:
+    """A reader that accepts a value of this type, or a list of them. Raises ValueError."""
+
+    def read(value: Any) -> Any:
+        values = value if many and isinstance(value, list) else [value]
+        if isinstance(value, list) is many and all(type(each) is kind for each in values):
+            return value
+        raise ValueError(f"must be {words}, not {value!r}")
+
+    return read
+
+
+def read_seconds(value: Any) -> float | None:
+    """Seconds, or None. Raises ValueError."""
+    if value is None or (type(value) in (int, float) and 0 <= value <= 1e6):
+        return value  # type: ignore[no-any-return]
+    raise ValueError(f"must be seconds, such as 5 or 0.5, or null, not {value!r}")
+
+
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "balance_usd": to_microusd,
+    "card_saved": one(bool, "true or false"),
+    "auto_topup": read_rule,
+    "upstream": lambda value: read_upstream(value) if value else {},
+    "keys": one(str, "a list of labels", many=True),
+    "tenant_name": one(str, "text"),
+    "tenant_status": one(str, "text"),
+    "unpaid_links": one(int, "a list of whole dollars", many=True),
+    "pay_after_s": read_seconds,
+    "faults": one(str, "a list of CALL=WHAT", many=True),
+}
+
+
+def read_setting(name: str, value: Any) -> Any:
+    """A setting of an account, checked. Raises ValueError."""
+    if name not in SETTINGS:
+        known = ", ".join(SETTINGS)
+        raise ValueError(f"{name!r} is no setting of an account; they are {known}")
+    try:
+        return SETTINGS[name](value)
+    except (Refused, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 class Sandbox:
-    """A running CacheForge with one account. Use it with `with`, or `start` and `close`.
+    """A running service with one account. Use it with `with`, or `start` and `close`.
 
-    `balance_usd` is the opening balance: dollars as int, str or Decimal. `pay_after_s` has
-    somebody pay each link that long after it was made. `port` 0 takes any free one. `log` is
-    called with a line per request. `books` is the account itself, to look at or to set up.
+    `settings` are those of `apply`. `port` 0 takes any free one. `log` is called with a line
+    per request. `account` is the account itself: ledger, keys, links.
     """
 
     def __init__(
         self,
         balance_usd: Usd = "12.34",
         api_key: str = DEFAULT_KEY,
-        pay_after_s: float | None = None,
         port: int = 0,
         log: Callable[[str], object] = lambda line: None,
-        tls: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
+        **settings: Any,
     ) -> None:
-        self.books = Books(api_key=api_key)
-        self.books.credit("opening balance", to_microusd(balance_usd))
-        self.service = Service(self.books)
         self.log = log
-        self.requests: list[Seen] = []  # all so far, oldest first
         self.closing = threading.Event()
-        self._arrival = threading.Condition()
-        self._faults: dict[str, list[Fault]] = {}
+        self._lock = threading.Lock()
+        self._opening = {"balance_usd": balance_usd, **settings}
+        self._api_key = api_key
+        self.reset()
         try:
             self._server = Server(host, port)
         except (OSError, OverflowError) as error:
@@ -778,26 +999,25 @@ class Sandbox:
                 why = "it is in use; leave the port out to get one that is free"
             raise OSError(code, f"cannot listen on {host}, port {port}: {why}") from None
         self._server.sandbox = self
-        self._server.tls = tls
         self._thread = threading.Thread(target=self._serve, daemon=True)
-        if pay_after_s is not None:
-            self.service.on_link = lambda link: self._pay_later(link, pay_after_s)
 
-    def start(self) -> Sandbox:
+    def start(self: Box) -> Box:
         """Begin to serve, in a thread; returns itself."""
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Stop serving and free the port."""
+        """Stop serving, end all connections, and free the port."""
         self.closing.set()
         if self._thread.is_alive():
-            with contextlib.suppress(OSError):  # a connection wakes it from its wait
-                socket.create_connection(self._address, 1).close()
+            with contextlib.suppress(OSError):  # this connection wakes the thread from its wait
+                where = urlsplit(self.url)
+                socket.create_connection((where.hostname, where.port or 0), 1).close()
             self._thread.join()
         self._server.server_close()
+        self._server.hang_up()
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self: Box) -> Box:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -808,257 +1028,282 @@ class Sandbox:
             self._server.handle_request()
 
     @property
-    def _address(self) -> tuple[str, int]:
-        host, port = self._server.server_address[:2]
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host)), port
-
-    @property
     def url(self) -> str:
         """The base URL."""
-        scheme = "https" if self._server.tls else "http"
-        host, port = self._address
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        host, port = self._server.server_address[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def env(self) -> dict[str, str]:
-        """The two variables that point a client here."""
-        return {"CACHEFORGE_BASE_URL": self.url, "CACHEFORGE_API_KEY": self.books.api_key}
+        """The variables that point clients here: CacheForge's, OpenAI's and Anthropic's."""
+        urls = {"CACHEFORGE": self.url, "OPENAI": f"{self.url}/v1", "ANTHROPIC": self.url}
+        pairs = (("BASE_URL", urls), ("API_KEY", dict.fromkeys(urls, self.account.api_key)))
+        return {f"{name}_{what}": values[name] for name in urls for what, values in pairs}
+
+    def reset(self) -> None:
+        """Start again: the account as it was at first, no faults, no requests."""
+        self.account = Account(self._api_key)
+        self.service = Service(self.account)
+        self.service.on_link = self._pay_later
+        self.requests: list[Request] = []  # the last 1,000, oldest first
+        self._pay_after_s: float | None = None
+        self.clear_faults()
+        self.apply(**self._opening)
+
+    def apply(self, **settings: Any) -> None:
+        """Change the account. Raises ValueError, and then nothing is changed.
+
+        `balance_usd`, `card_saved`, `auto_topup` and `upstream` (as the service takes them),
+        `tenant_name`, `tenant_status`, `keys` (the labels of more API keys), `unpaid_links`
+        (their amounts), `faults` (as --fault takes them), and `pay_after_s` (each link is paid
+        so long after it was created; None: it is not).
+        """
+        values = {name: read_setting(name, value) for name, value in settings.items()}
+        faults = [read_fault(text) for text in values.pop("faults", ())]
+        read = [(call, self._read_faults(call, each)) for call, each in faults]
+        with self.account.lock:
+            if "balance_usd" in values:
+                microusd = values.pop("balance_usd") - self.account.balance_microusd
+                self.account.credit("balance set", microusd)
+            if "keys" in values:
+                labels = enumerate(values.pop("keys"), 2)
+                self.account.keys[1:] = [listed_key(*numbered) for numbered in labels]
+            for number, amount_usd in enumerate(values.pop("unpaid_links", ()), 1):
+                link = Link(f"unpaid{number}", amount_usd, "stripe")
+                self.account.links[link.token] = link
+            self._pay_after_s = values.pop("pay_after_s", self._pay_after_s)
+            vars(self.account).update(values)
+        for call, each in read:
+            self.add_faults(call, *each)
 
     @property
     def balance_usd(self) -> Decimal:
         """The balance in dollars."""
-        return Decimal(self.books.balance_microusd) / MICROUSD_PER_USD
+        return Decimal(self.account.balance_microusd) / MICROUSD_PER_USD
 
-    def pay(self, link: Link | str) -> bool:
-        """Pay a link (or its address) as a person would; False if it was paid before."""
-        token = link.token if isinstance(link, Link) else link.rpartition("/pay/")[2]
-        if token not in self.books.links:
-            made = ", ".join(self.books.links) or "none"
-            raise ValueError(f"there is no payment link {token!r}; made so far: {made}")
-        return self.books.pay(self.books.links[token])
+    def set_balance(self, usd: Usd) -> None:
+        """Set the balance; with 0, the gateway responds with 402."""
+        self.apply(balance_usd=usd)
 
-    def spend(self, amount_usd: Usd | None = None) -> None:
-        """Use up credit: so many dollars, or all there is, so that the gateway answers 402."""
-        with self.books.lock:
-            amount_microusd = max(0, self.books.balance_microusd)
-            if amount_usd is not None:
-                amount_microusd = to_microusd(amount_usd)
-            if amount_microusd < 0:
-                raise ValueError(f"what is spent cannot be negative: {amount_usd}")
-            self.books.use("spent", amount_microusd)
+    def charge(self, usd: Usd) -> None:
+        """Take credit, as calls do: auto top-up may follow."""
+        amount_microusd = to_microusd(usd)
+        if amount_microusd < 0:
+            raise ValueError(f"a charge cannot be negative: {usd}")
+        self.account.charge("charged", amount_microusd)
 
-    def script(self, call: str, *faults: Fault | str) -> None:
-        """Answer the next calls of `METHOD /path` with these, in order, then honestly.
+    def pay(self, link: Link | str | None = None) -> bool:
+        """Pay a link, its address or its token, or the last link; False if it was paid before."""
+        links = self.account.links
+        if isinstance(link, Link):
+            return self.account.pay(link)
+        token = next(reversed(links), "") if link is None else link.rpartition("/pay/")[2]
+        if token not in links:
+            created = ", ".join(links) or "none"
+            raise ValueError(f"there is no payment link {token!r}; created so far: {created}")
+        return self.account.pay(links[token])
 
-        A fault is a `Fault`, or a word for one as in `Fault.of`: "503", "lost", '409:{"a": 1}'.
+    def add_faults(self, call: str, *faults: FaultLike) -> None:
+        """Let the next calls of `METHOD /path` fail like this, in order. Raises ValueError.
+
+        A fault is a number (503), a text as --fault takes it ("429 Retry-After: 2", "lost"),
+        or a Fault. ID stands for any key's id.
         """
-        if not re.fullmatch(r"[A-Z]+ /\S*", call):
-            raise ValueError(f"a call is written as 'GET /v1/account/billing', not {call!r}")
-        made = [Fault.of(fault) if isinstance(fault, str) else fault for fault in faults]
-        with self._arrival:
-            self._faults.setdefault(call, []).extend(made)
+        read = self._read_faults(call, faults)
+        with self._lock:
+            self._faults.setdefault(call, []).extend(read)
 
-    def script_nothing(self) -> None:
-        """Forget what was scripted."""
-        with self._arrival:
-            self._faults.clear()
+    def _read_faults(self, call: str, faults: Sequence[FaultLike]) -> list[Fault]:
+        self.service.check_call(call)
+        return [Fault.of(fault, call.partition(" ")[2]) for fault in faults]
 
-    def wait_for(self, call: str, timeout_s: float = 60) -> bool:
-        """Wait until such a request has arrived; whether it has."""
-        with self._arrival:
-            return self._arrival.wait_for(lambda: call in self.calls(), timeout_s)
-
-    def calls(self, *methods: str) -> list[str]:
-        """The calls so far, as `METHOD /path`, all or of some methods."""
-        return [seen.call for seen in self.requests if not methods or seen.method in methods]
+    def clear_faults(self) -> None:
+        """Forget all faults."""
+        with self._lock:
+            self._faults: dict[str, list[Fault]] = {}
+            self._fired: set[str] = set()
 
     @property
-    def writes(self) -> list[Seen]:
-        """The requests so far that were meant to change something."""
-        return [seen for seen in self.requests if seen.method not in ("GET", "HEAD")]
-
-    def record(self, seen: Seen) -> None:
-        """Remember a request."""
-        with self._arrival:
-            self.requests.append(seen)
-            self._arrival.notify_all()
+    def unused_faults(self) -> list[str]:
+        """The calls with faults of which none has happened."""
+        return [call for call in self._faults if call not in self._fired]
 
     def next_fault(self, call: str) -> Fault | None:
-        """The scripted answer that is due, if any."""
-        with self._arrival:
-            queue = self._faults.get(call)
-            return queue.pop(0) if queue else None
+        """The fault that is due, if any."""
+        with self._lock:
+            for name in (call, re.sub("/keys/[^/]+/revoke$", "/keys/ID/revoke", call)):
+                if self._faults.get(name):
+                    self._fired.add(name)
+                    return self._faults[name].pop(0)
+        return None
 
-    def answer(self, seen: Seen) -> Answer:
-        """The honest answer."""
-        if seen.call in ("GET /", "HEAD /"):
-            return front_page(self.service)
-        if seen.path.startswith("/pay/"):
-            return payment_page(self.books, seen)
+    def calls(self, *methods: str) -> list[str]:
+        """The requests so far as `METHOD /path`, all or those of some methods."""
+        return [each.call for each in self.requests if not methods or each.method in methods]
+
+    def record(self, request: Request) -> None:
+        """Remember a request."""
+        with self._lock:
+            self.requests.append(request)
+            del self.requests[:-KEPT_REQUESTS]
+
+    def respond(self, request: Request) -> Response:
+        """The service's own response."""
+        if request.path.startswith("/pay/"):
+            return payment_page(self.account, request)
         scheme, _, here = self.url.partition("://")
-        return self.service.answer(seen, f"{scheme}://{seen.headers.get('Host', here)}")
+        return self.service.respond(request, f"{scheme}://{request.headers.get('Host', here)}")
 
-    def _pay_later(self, link: Link, delay_s: float) -> None:
+    @property
+    def controls(self) -> dict[str, Callable[[Json], Any]]:
+        """The calls under /sandbox/."""
+        return {
+            "GET /sandbox/requests": self._get_requests,
+            "POST /sandbox/faults": self._post_faults,
+            "DELETE /sandbox/faults": lambda body: self.clear_faults(),
+            "POST /sandbox/account": self._post_account,
+            "POST /sandbox/pay": self._post_pay,
+            "POST /sandbox/reset": lambda body: self.reset(),
+        }
+
+    def control(self, request: Request, local: bool) -> Response:
+        """The response to the index page and to the calls under /sandbox/."""
+        if request.path == "/favicon.ico":  # browsers ask for it unasked
+            return Response(404, "text/plain", [b""])
+        if request.call in ("GET /", "HEAD /"):
+            return index_page(self, local)
+        try:
+            if not local:
+                self.account.check_key(secret_of(request))
+            if request.call not in self.controls:
+                calls = ", ".join(["GET /", *self.controls])
+                raise Refused(404, f"{request.call} is none of {calls}", "not_found")
+            value = self.controls[request.call](read_body(request))
+            return Response.json(value or {"ok": True})
+        except Refused as refused:
+            return Response.refusal(request, refused)
+        except (TypeError, ValueError) as error:
+            return Response.refusal(request, Refused(400, str(error), "control"))
+
+    def _get_requests(self, body: Json) -> Json:
+        return {"requests": [request.as_json() for request in list(self.requests)]}
+
+    def _post_faults(self, body: Json) -> None:
+        call, faults = body.get("call"), body.get("faults")
+        if set(body) != {"call", "faults"} or not isinstance(call, str):
+            raise ValueError('the body must be {"call": "METHOD /path", "faults": [...]}')
+        self.add_faults(call, *(faults if isinstance(faults, list) else [faults]))
+
+    def _post_account(self, body: Json) -> Json:
+        self.apply(**body)
+        return self.account.settings()
+
+    def _post_pay(self, body: Json) -> Json:
+        token = body.get("token")
+        if set(body) - {"token"} or not isinstance(token, (str, type(None))):
+            raise ValueError('the body must be {"token": "..."}, or empty for the last link')
+        return {"paid": self.pay(token)}
+
+    def _pay_later(self, link: Link) -> None:
+        account = self.account
+
         def pay() -> None:
-            self.books.pay(link)
-            self.log(f"somebody paid ${link.amount_usd}")
+            account.pay(link)
+            self.log(f"paid ${link.amount_usd}")
 
-        timer = threading.Timer(delay_s, pay)
-        timer.daemon = True
-        timer.start()
-
-
-def to_microusd(usd: Usd) -> int:
-    """Dollars with up to six decimals, perhaps negative, as microdollars."""
-    if isinstance(usd, bool) or not isinstance(usd, (str, int, Decimal)):
-        raise TypeError(f"dollars are an int, str or Decimal, such as '12.34', not {usd!r}")
-    text = f"{usd:f}" if isinstance(usd, Decimal) else str(usd)
-    match = re.fullmatch(DOLLARS, text)
-    if not match:
-        raise ValueError(f"dollars are written like 0, 12.34 or -1.50, not {text!r}")
-    microusd = int(match[2]) * MICROUSD_PER_USD + int((match[3] or "").ljust(6, "0"))
-    return -microusd if match[1] else microusd
+        if self._pay_after_s is not None:
+            timer = threading.Timer(self._pay_after_s, pay)
+            timer.daemon = True
+            timer.start()
 
 
-Reader = Callable[[str], Any]
-
-
-def matching(pattern: str, words: str, read: Reader) -> Reader:
-    """A reader for an option: what has the pattern, else an error that says what it must be."""
-
-    def checked(text: str) -> Any:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"must be {words}, not {text!r}")
-        return read(text)
-
-    return checked
-
-
-def read_rule(text: str) -> Json:
-    """Auto top-up that is on."""
-    threshold, _, amount = text.partition(":")
-    return {"enabled": True, "thresholdCents": int(threshold), "amountCents": int(amount)}
-
-
-def read_upstream(text: str) -> dict[str, str]:
-    """A provider."""
-    kind, _, url = text.partition("=")
-    return {"kind": kind, **({"baseUrl": url} if url else {})}
-
-
-def read_fault(text: str) -> tuple[str, list[Fault]]:
-    """What `Sandbox.script` takes."""
-    call, _, what = text.partition("=")
-    service = Service(Books())
-    if not service.find(*call.partition(" ")[::2]):
-        raise argparse.ArgumentTypeError(
-            f"{call!r} is no call of this service; write CALL=WHAT, such as"
-            f" 'GET /v1/account/billing=503', where CALL is one of {', '.join(service.routes)}"
-        )
-    times = re.match(r"([1-9][0-9]{0,3})\*", what)
-    try:
-        fault = Fault.of(what[times.end() :] if times else what)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return call, [fault] * (int(times[1]) if times else 1)
-
-
-EXAMPLES = """
-what people do with it:
+EPILOG = f"""
+examples:
   try a command of ops.py         sandbox.py balance
-  see somebody pay                sandbox.py --balance 0 --pay-after 5 topup --wait
-  run a test of their own in it   sandbox.py --balance 0 --exec ./smoke-test
-  serve other programs            sandbox.py --serve --port 8402
-  see trouble                     sandbox.py --fault 'POST /v1/account/keys=lost' keys --create
+  pay a link after 5 s            sandbox.py --balance 0 --pay-after 5 topup --wait
+  run a test with its variables   sandbox.py --balance 0 --exec ./smoke-test
+  serve other programs            sandbox.py --serve --port 8466
+  see a lost response             sandbox.py --fault 'POST /v1/account/keys=lost' keys --create
 
-A command gets CACHEFORGE_BASE_URL and CACHEFORGE_API_KEY, and its exit code is ours.
-For OpenAI's clients the base URL is $CACHEFORGE_BASE_URL/v1, for Anthropic's it has no /v1.
+--exec sets CACHEFORGE_BASE_URL, CACHEFORGE_API_KEY and the same for OPENAI_ and ANTHROPIC_,
+and the exit code is the command's. --serve prints them for a shell.
+GET / needs no key: it says that the sandbox is ready, and shows the account.
 
-WHAT is 503 (any status), 409:BODY, a JSON body, or one of:
-  lost   carried out, then no answer        html   a page instead of JSON
+WHAT is 503 (any status), '429 Retry-After: 2' (with headers, separated by ;), 409:BODY, a
+JSON body, or one of:
+  lost   carried out, then no response      html   a page instead of JSON
   reset  the connection is reset            empty  no body
-  hang   no answer, the connection stays    cut    the body ends early
-  drip   a byte now and then
-done+WHAT carries it out first, N*WHAT stands for N times. Faults are used up in order.
+  hang   no response, and no end            cut    the body ends early
+  drip   a byte now and then, for 30 s      cut-stream   half of the real response
+done+WHAT carries the call out first; N*WHAT stands for N times. Faults are used in order.
+In CALL, ID stands for any key's id: 'POST /v1/account/keys/ID/revoke=503'.
+
+An account has any of: {", ".join(list(SETTINGS)[:7])},
+{", ".join(list(SETTINGS)[7:])}.
+Tests in any language control a sandbox by JSON over HTTP, on this machine without a key:
+  GET /sandbox/requests     the last {KEPT_REQUESTS} requests
+  POST /sandbox/faults      {{"call": "GET /v1/models", "faults": ["429 Retry-After: 2"]}}
+  DELETE /sandbox/faults    forget them
+  POST /sandbox/account     {{"balance_usd": 0}}: change the account; the response shows it
+  POST /sandbox/pay         pay the last link, or {{"token": "..."}}
+  POST /sandbox/reset       start again
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Our own options, up to the first word that is not one; the rest is the command."""
+    """Our own options, up to the first word that is none; the rest is the command."""
     parser = argparse.ArgumentParser(
         prog="sandbox.py",
         usage="sandbox.py [options] COMMAND [ARG...] | --exec CMD [ARG...] | --serve",
-        description="A CacheForge account on this machine, with fake money, to test against.\n"
+        description="A fake CacheForge service for tests: no money moves.\n"
         "COMMAND and what follows goes to ops.py.",
-        epilog=EXAMPLES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-    def add(name: str, metavar: str, read: Reader, words: str, default: object = None) -> None:
-        parser.add_argument(name, metavar=metavar, type=read, help=words, default=default)
-
-    def switch(name: str, words: str) -> None:
-        parser.add_argument(name, action="store_true", help=words)
-
-    number = r"[0-9]{1,5}"
-    seconds = matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "seconds, such as 5 or 0.5", float)
-    dollars = matching(DOLLARS, "dollars, such as 0, 12.34 or -1.50", str)
-    cents = matching(r"[0-9]{1,9}:[1-9][0-9]{0,8}", "two amounts in cents (200:1000)", read_rule)
-    provider = r"(openrouter|anthropic)(=.+)?|custom=.+"
-    kind = matching(provider, "openrouter, anthropic or custom=URL", read_upstream)
-    switch("--exec", "run CMD, any program")
-    switch("--serve", "serve until Ctrl-C")
-    add(
-        "--port",
-        "PORT",
-        matching(number, "a port, such as 8402", int),
-        "for --serve (default: any that is free)",
-    )
-    add("--host", "HOST", str, "0.0.0.0 serves anybody (default 127.0.0.1: only this machine)")
-    add("--balance", "USD", dollars, "opening balance (default 12.34)", "12.34")
-    add("--key", "KEY", str, f"the API key (default {DEFAULT_KEY})", DEFAULT_KEY)
-    switch("--card", "a card is saved")
-    add("--rule", "THRESHOLD_CENTS:AMOUNT_CENTS", cents, "auto top-up is on")
-    add("--upstream", "KIND[=URL]", kind, "the provider is set")
-    add("--keys", "N", matching(number, "a number, such as 3", int), "N more API keys", 0)
-    add("--tenant", "NAME", str, "the tenant's name", "Sandbox Inc.")
-    add("--status", "WORD", str, "the tenant's status", "active")
-    add("--pay-after", "SECONDS", seconds, "somebody pays each link that long after it was made")
-    parser.add_argument(
-        "--fault",
-        metavar="CALL=WHAT",
-        type=read_fault,
-        action="append",
-        default=[],
-        help="answer the next such call with WHAT; repeatable",
-    )
-    parser.add_argument(
-        "--show-keys",
-        choices=KEY_LISTS,
-        default="plain",
-        help="list keys with their prefix (the default), a masked one, none at all, without"
-        " revokedAt, or without those that are revoked",
-    )
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--exec", action="store_true", help="run CMD, any program")
+    add("--serve", action="store_true", help="serve until Ctrl-C")
+    add("--port", type=int, default=0, help="for --serve (default: any that is free)")
+    add("--host", help="0.0.0.0 serves everybody (default 127.0.0.1: only this machine)")
+    add("--balance", metavar="USD", help="the balance (default 12.34)")
+    add("--key", default=DEFAULT_KEY, help=f"the API key (default {DEFAULT_KEY})")
+    add("--pay-after", type=float, metavar="SECONDS", help="pay each link after that long")
+    words = "the account: a JSON file, or JSON itself: '{\"card_saved\": true}'"
+    add("--account", metavar="FILE.json", default="{}", help=words)
+    words = "let the next such call fail; repeatable"
+    add("--fault", metavar="CALL=WHAT", action="append", default=[], help=words)
+    add("--verbose", action="store_true", help="print a line per request on stderr")
+    add("--version", action="version", version=f"sandbox.py {__version__}")
+    add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
-def read_options(argv: Sequence[str]) -> argparse.Namespace:
+def read_account(options: argparse.Namespace) -> Json:
+    """The settings that the options ask for. Raises ValueError."""
+    given = {"balance_usd": options.balance, "pay_after_s": options.pay_after}
+    text = options.account
+    try:
+        settings = json.loads(text if text[:1] == "{" else Path(text).read_text("utf-8"))
+        settings["faults"] = settings.get("faults", []) + options.fault
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"--account {text}: {error}") from None
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The options, with `command` as what is to be run. Ends the program if they are wrong."""
-    parser = make_parser()
     options = parser.parse_args(argv)
     if options.command[:1] == ["--"]:
         del options.command[0]
     command = options.command
-    if options.serve and options.exec:
-        parser.error("--serve and --exec exclude each other")
-    if options.serve and command:
-        parser.error(f"--serve runs nothing: leave out {command[0]!r}, or leave out --serve")
+    if options.serve and (options.exec or command):
+        parser.error("--serve runs no command")
     if not options.serve and not command:
         parser.error("nothing to do: give an ops.py command, --exec CMD, or --serve (see --help)")
-    if not options.serve and (options.port is not None or options.host):
-        parser.error("--port and --host go with --serve; a command finds its own way")
+    if not options.serve and (options.port or options.host):
+        parser.error("--port and --host need --serve")
     if not options.serve and not options.exec:
         if not OPS.exists():
             parser.error(f"{command[0]!r} needs ops.py, which is not at {OPS}; --serve and --exec"
@@ -1067,74 +1312,81 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def furnish(box: Sandbox, options: argparse.Namespace) -> None:
-    """Give the account what the options say."""
-    books = box.books
-    books.card_saved = options.card
-    books.auto_topup = options.rule or books.auto_topup
-    books.upstream = options.upstream or books.upstream
-    books.tenant_name = options.tenant
-    books.tenant_status = options.status
-    books.shows_keys = options.show_keys
-    for number in range(2, 2 + options.keys):
-        secret = f"cf_{hashlib.sha256(b'%d' % number).hexdigest()[:32]}"  # the same each time
-        books.keys.append(Key(f"key_{number}", secret, f"agent {number}", BORN_AT))
-    for call, faults in options.fault:
-        box.script(call, *faults)
+def say(line: str) -> None:
+    """Print a line on stderr, if somebody reads it."""
+    try:
+        if sys.stderr:
+            print(line, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = None  # so that Python does not try again when it ends, and exits with 120
+
+
+def name_unused_faults(box: Sandbox) -> None:
+    """Say which faults have not happened, since that may be a mistake in a test."""
+    for call in box.unused_faults:
+        say(f"sandbox: a fault was not used, because nobody called {call}")
 
 
 def serve(box: Sandbox, open_to: str) -> int:
-    """Print how to reach the sandbox, and serve until told to stop."""
+    """Print how to reach the sandbox, then serve until a signal comes."""
     try:
-        for name in ("SIGINT", "SIGTERM"):  # a shell starts what is in the background deaf to it
+        for name in ("SIGINT", "SIGTERM"):  # a shell lets what is in the background ignore SIGINT
             signal.signal(getattr(signal, name), signal.default_int_handler)
-        print(f"# serving {open_to}; Ctrl-C stops", file=sys.stderr, flush=True)
+        say(f"# serving {open_to}; Ctrl-C stops")
         for variable, value in box.env.items():
             print(f"export {variable}={value}", flush=True)
+        box.start()  # only now, so that a response means that all is printed
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         return 0
+    finally:
+        box.close()
+        name_unused_faults(box)
 
 
 def run_inside(box: Sandbox, command: Sequence[str]) -> int:
-    """Run a command with both variables set; its exit code."""
+    """Run a command with the variables set; returns its exit code."""
     try:
         child = subprocess.Popen(list(command), env={**os.environ, **box.env})
     except OSError as error:
-        print(f"sandbox: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
+        say(f"sandbox: cannot run {command[0]}: {error.strerror}")
         return 127 if isinstance(error, FileNotFoundError) else 126
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
         try:
             code = child.wait()
-        except KeyboardInterrupt:  # the terminal sent it to the command as well: it decides
+        except KeyboardInterrupt:  # the terminal sends it to the command, too, which decides
             continue
+        name_unused_faults(box)
+        if str(OPS) in command[:2]:  # its output may name links and commands that work no more
+            say("sandbox: stopped; its links and keys are gone (--serve keeps a sandbox running)")
         return 128 - code if code < 0 else code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = read_options(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    options = read_options(parser, sys.argv[1:] if argv is None else argv)
     host = options.host or "127.0.0.1"
 
     def log(line: str) -> None:
-        if options.serve:
-            print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+        if options.verbose:
+            say(f"{time.strftime('%H:%M:%S')} {line}")
 
     try:
-        box = Sandbox(
-            options.balance, options.key, options.pay_after, options.port or 0, log, host=host
-        )
+        settings = read_account(options)
+        box = Sandbox(api_key=options.key, port=options.port, log=log, host=host, **settings)
+    except ValueError as error:
+        parser.error(str(error))
     except OSError as error:
-        print(f"sandbox: {error.strerror}", file=sys.stderr)
+        say(f"sandbox: {error.strerror}")
         return 2
-    furnish(box, options)
-    with box:
-        if not options.serve:
-            return run_inside(box, options.command)
+    if options.serve:
         local = host in ("127.0.0.1", "::1", "localhost")
         return serve(box, "this machine" if local else f"whoever can reach {host}")
+    with box:
+        return run_inside(box, options.command)
 
 
 if __name__ == "__main__":

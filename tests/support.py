@@ -1,4 +1,4 @@
-"""What the tests share: the program under test, as a module and as a process."""
+"""What the tests share: the program under test, scripted services, and odd surroundings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import re
 import shlex
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -29,9 +31,9 @@ sys.path.insert(0, str(SKILL))
 
 import ops  # noqa: E402
 import sandbox  # noqa: E402
-from sandbox import DEFAULT_KEY, Fault, Sandbox, Seen  # noqa: E402
+from sandbox import DEFAULT_KEY, Fault, Request  # noqa: E402
 
-__all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Sandbox", "Seen", "ops"]
+__all__ = ["DEFAULT_KEY", "OPS", "ROOT", "SKILL", "Fault", "Request", "ops"]
 
 PATIENCE_S = 60
 BILLING = "GET /v1/account/billing"
@@ -43,6 +45,18 @@ INFO = "GET /v1/account/info"
 SET_RULE = "PATCH /v1/account/billing/auto-topup"
 SET_UPSTREAM = "POST /v1/account/upstream"
 REVOKE = "POST /v1/account/keys/key_2/revoke"
+LINK = "https://pay.example.com/c/cs_1"
+NEW_KEY = "cf_new_0123456789abcdef"
+PROGRAM = (sys.executable, str(OPS))
+CERTIFICATES = Path(__file__).parent / "certificates"
+AUTHORITY = str(CERTIFICATES / "authority.pem")
+POSIX = os.name != "nt"
+LINUX = sys.platform == "linux"
+CODES = {1: "failed", 2: "usage", 3: "unauthorized", 4: "payment_required", 5: "unreachable"}
+CODES.update({6: "uncertain", 130: "interrupted"})
+ERROR_FIELDS = ["code", "message", "exit", "http_status", "request_id", "retryable"]
+ERROR_FIELDS += ["retry_after_seconds", "hint", "next"]
+NOISE = "Traceback|Exception ignored|BrokenPipe|this is a bug"
 
 THEIRS = "sk-or-v1-Sup3rS3cret"  # the provider's key
 SET_THEIRS = ("upstream", "--set", "--kind", "openrouter", "--api-key-env", "THEIRS")
@@ -85,14 +99,34 @@ def base_env(**extra: str) -> dict[str, str]:
     return {**KEPT, "PYTHONWARNINGS": "error", **extra}
 
 
-def http(head: str, body: bytes = b"") -> Fault:
+def http(head: str, body: bytes = b"", end: str = "close") -> Fault:
     """A response given to the byte: status line and headers, then a body."""
-    return Fault(head.replace("\n", "\r\n").encode("latin-1") + body)
+    return Fault(head.replace("\n", "\r\n").encode("latin-1") + body, end=end)
 
 
 def moved(status: int, place: str) -> Fault:
     """A redirect."""
     return http(f"HTTP/1.1 {status} Moved\nLocation: {place}\nContent-Length: 0\n\n")
+
+
+def reply(body: object, status: int = 200, **headers: str) -> Fault:
+    """A well-formed response; underscores in the names of headers stand for hyphens."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault.reply(status, body, named)
+
+
+def billing(balance_usd: float = 5, rule: tuple[int, int] | None = None, card: bool = True) -> Any:
+    """An account as the service describes it."""
+    threshold, amount = rule or (0, 0)
+    return {
+        "billing": {
+            "creditBalanceMicrousd": round(balance_usd * 1_000_000),
+            "autoTopupEnabled": rule is not None,
+            "autoTopupThresholdCents": threshold,
+            "autoTopupAmountCents": amount,
+            "defaultPaymentMethodSet": card,
+        }
+    }
 
 
 class Result:
@@ -145,7 +179,7 @@ def git(*argv: str) -> str:
 
 def run_ops(*argv: str, stdin: str | bytes = b"", **env: str) -> Result:
     """Run ops.py as its users do: a process of its own."""
-    return run(sys.executable, str(OPS), *argv, stdin=stdin, **env)
+    return run(*PROGRAM, *argv, stdin=stdin, **env)
 
 
 def start(*command: str, **env: str) -> subprocess.Popen[str]:
@@ -173,17 +207,19 @@ def on_terminal(
     *command: str, columns: int = 80, typed: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Result:
     """Run a command on a terminal of its own; its screen is the standard output. What is typed
-    is typed at the first question, or at the countdown."""
+    is typed at the first question, or when it says that it waits."""
     import fcntl
     import pty
     import termios
 
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, bytes([24, 0, columns, 0, 0, 0, 0, 0]))
-    # a session that has no terminal yet takes the first one that it opens, with its Ctrl-C
-    adopt = ("sh", "-c", f'exec "$@" <{os.ttyname(slave)}', "sh")
+    # a session that has no terminal yet takes the first one that it opens, with its Ctrl-C. Its
+    # leader stays until all was read here, because the kernel may drop the rest when it ends
+    leader = f'exec 3<&0 <{os.ttyname(slave)}; trap : INT; "$@"; code=$?; printf "\\000"; '
     child = subprocess.Popen(
-        (*adopt, *command),
+        ("sh", "-c", f"{leader}read _ <&3; exit $code", "sh", *command),
+        stdin=subprocess.PIPE,
         stdout=slave,
         stderr=slave,
         env=base_env(TERM="xterm", **(env or {})),
@@ -193,16 +229,16 @@ def on_terminal(
     rescue = threading.Timer(PATIENCE_S / 3, os.killpg, (child.pid, signal.SIGKILL))
     rescue.start()
     screen = b""
-    with contextlib.suppress(OSError):  # EIO is the end
-        while block := os.read(master, 65536):
+    with contextlib.suppress(OSError):  # EIO is the end, too
+        while block := b"" if screen.endswith(b"\0") else os.read(master, 65536):
             screen += block
-            if typed and re.search(rb"(: |\] |left )$", screen):
+            if typed and re.search(rb"(: |\] |left |Waiting[^\n]*\n)$", screen):
                 os.write(master, typed)
                 typed = b""
-    code = child.wait()
+    child.communicate()
     rescue.cancel()
     os.close(master)
-    return Result(128 - code if code < 0 else code, screen, b"")
+    return Result(child.returncode, screen.rstrip(b"\0"), b"")
 
 
 def end(child: subprocess.Popen[Any]) -> None:
@@ -324,7 +360,8 @@ def open_sandbox(words: Sequence[str]) -> Iterator[tuple[Sandbox, Sequence[str]]
         except SystemExit as refused:
             opened.put(refused)
 
-    with OPENING, mock.patch.object(sandbox, "run_inside", run_inside):
+    ours = mock.patch.object(sandbox, "Sandbox", Sandbox)  # which knows `shows_keys`
+    with OPENING, ours, mock.patch.object(sandbox, "run_inside", run_inside):
         thread = threading.Thread(target=main)
         thread.start()
         first = opened.get()
@@ -367,6 +404,61 @@ def press_ctrl_c(box: Sandbox, call: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+class Sandbox(sandbox.Sandbox):
+    """The sandbox, with what only the tests of ops.py need: TLS, other key lists, waiting.
+
+    `shows_keys` is `plain`, `masked` (prefixes), `bare` (no prefixes), `unmarked` (no
+    revokedAt) or `dropped` (no revoked keys). It is a setting of the account, too.
+    """
+
+    def __init__(
+        self, *args: Any, tls: ssl.SSLContext | None = None, shows_keys: str = "plain", **more: Any
+    ) -> None:
+        self.shows_keys = shows_keys
+        self._arrival = threading.Condition()
+        self._scheme = "https" if tls else "http"
+        super().__init__(*args, **more)
+        if tls:  # each connection's own thread does the handshake
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return super().url.replace("http:", f"{self._scheme}:", 1)
+
+    def reset(self) -> None:
+        """Start again."""
+        super().reset()
+        self.service.routes[KEYS] = self._list_keys
+
+    def _list_keys(self, body: Any) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = self.service.keys(body)["keys"]
+        if self.shows_keys == "dropped":
+            rows = [row for row in rows if row["revokedAt"] is None]
+        for row in rows if self.shows_keys == "masked" else ():
+            row["prefix"] = f"{row['prefix'][:7]}\u2026"
+        left_out = {"bare": "prefix", "unmarked": "revokedAt"}.get(self.shows_keys)
+        return {"keys": [{k: v for k, v in row.items() if k != left_out} for row in rows]}
+
+    @property
+    def writes(self) -> list[Request]:
+        """The requests so far that were meant to change something."""
+        return [each for each in self.requests if each.method not in ("GET", "HEAD")]
+
+    def record(self, request: Request) -> None:
+        """Remember a request, and wake those who wait for it."""
+        with self._arrival:
+            super().record(request)
+            self._arrival.notify_all()
+
+    def wait_for(self, call: str, timeout_s: float = PATIENCE_S) -> bool:
+        """Wait until such a request has arrived; whether it has."""
+        with self._arrival:
+            return self._arrival.wait_for(lambda: call in self.calls(), timeout_s)
+
+
 class SandboxTest(unittest.TestCase):
     """A test with a fresh sandbox, in `self.box`."""
 
@@ -391,6 +483,10 @@ class SandboxTest(unittest.TestCase):
         self.addCleanup(end, child)
         return child
 
+    def start_ops(self, *argv: str, **env: str) -> subprocess.Popen[str]:
+        """Start ops.py against the sandbox; it does not outlive the test."""
+        return self.start(*PROGRAM, *argv, **env)
+
     def ok(self, *argv: str, stdin: str = "", **env: str) -> Result:
         """Run ops.py against the sandbox; it must succeed and say nothing on stderr."""
         result = self.ops(*argv, stdin=stdin, **env)
@@ -402,7 +498,7 @@ class SandboxTest(unittest.TestCase):
         result = self.ops(*argv, stdin=stdin, **env)
         self.assertEqual((result.exit, result.out), (exit_code, ""), result)
         self.assertNotEqual(result.err, "")
-        self.assertNotIn("Traceback", result.err)
+        self.assertNotRegex(result.err, NOISE)
         return result
 
     @contextlib.contextmanager
@@ -410,19 +506,72 @@ class SandboxTest(unittest.TestCase):
         """Answer this call so, but only once something was written; the event tells of it."""
         record, arrived = self.box.record, threading.Event()
 
-        def recorded(seen: Seen) -> None:
+        def recorded(seen: Request) -> None:
             record(seen)
             if seen.method != "GET":
-                self.box.script(call, *faults)
+                self.box.add_faults(call, *faults)
             elif seen.call == call and self.box.writes:
                 arrived.set()
 
         with mock.patch.object(self.box, "record", recorded):
             yield arrived
 
+    def script(self, call: str, *faults: Fault) -> None:
+        """Answer the next such calls with these, and forget what was before."""
+        self.box.clear_faults()
+        del self.box.requests[:]
+        self.box.add_faults(call, *faults)
+
+    def route(self, call: str, body: object) -> None:
+        """Answer every such call with this object."""
+        self.box.service.routes[call] = lambda _: json.loads(json.dumps(body))
+
+    @contextlib.contextmanager
+    def until_a_write(self, call: str, fault: Fault) -> Iterator[None]:
+        """Answer this call so, however often, until something was written."""
+        record = self.box.record
+
+        def recorded(seen: Any) -> None:
+            record(seen)
+            if seen.method != "GET":
+                self.box.clear_faults()
+
+        self.script(call, *[fault] * 9)
+        with mock.patch.object(self.box, "record", recorded):
+            yield
+
+    def failure(self, exit_code: int, *argv: str, stdin: str = "", **env: str) -> Any:
+        """The error object of a command that has to fail like this, with `words` added: all that
+        a reader sees of it."""
+        result = self.ops(*argv, "--json", stdin=stdin, **env)
+        self.assertEqual((result.exit, result.out), (exit_code, ""), result)
+        return self.error_of(result)
+
+    def error_of(self, result: Result) -> Any:
+        """The error object of a failure; what every failure has to keep is checked."""
+        lines = [json.loads(line) for line in result.err.splitlines()]
+        self.assertEqual([list(line) for line in lines if "note" not in line], [["error"]], result)
+        error = lines[-1]["error"]
+        self.assertEqual(list(error), ERROR_FIELDS)
+        self.assertEqual((error["exit"], error["code"]), (result.exit, CODES[result.exit]))
+        if result.exit != 130:
+            self.assertIs(error["retryable"], result.exit == 5, result)
+        self.assertNotRegex(result.err, NOISE)
+        if error["next"]:
+            self.assertNotIn("#", error["next"])
+            next_words(error["next"])
+        error["words"] = " ".join(str(error[name]) for name in ("message", "hint", "next"))
+        return error
+
+    def sent(self) -> list[str]:
+        """The writes that arrived since the last question."""
+        calls = [seen.call for seen in self.box.writes]
+        del self.box.requests[:]
+        return calls
+
     def save_card(self) -> None:
         """Let the account have a saved card."""
-        self.box.books.card_saved = True
+        self.box.account.card_saved = True
 
 
 class FaultTest(SandboxTest):
@@ -437,12 +586,11 @@ class FaultTest(SandboxTest):
         """Run a command against scripted faults; check what must hold whatever they are."""
         argv, call = COMMANDS[name]
         del self.box.requests[:]
-        self.box.script(call, *faults)
+        self.box.add_faults(call, *faults)
         result = self.ops(*argv, "--verbose", *extra, THEIRS=THEIRS)
-        self.box.script_nothing()
+        self.box.clear_faults()
         everything = result.out + result.err
-        self.assertNotIn("Traceback", everything)
-        self.assertNotIn("mistake in this program", everything)
+        self.assertNotRegex(everything, NOISE)
         for secret in (DEFAULT_KEY, THEIRS):
             self.assertNotIn(secret, everything)
         self.assertEqual([seen.call for seen in self.box.writes], [call] * (name in WRITES))
@@ -458,6 +606,132 @@ class FaultTest(SandboxTest):
         result = self.meet(name, *[fault] * 3)
         self.assertEqual(result.exit, exit_code, result)
         return result
+
+
+def server_context(name: str) -> ssl.SSLContext:
+    """What a server needs for one of the certificates here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATES / name)
+    return context
+
+
+@contextlib.contextmanager
+def listening(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> Iterator[str]:
+    """A raw server on loopback, a thread per connection; its base URL."""
+    done = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            serve(connection)
+
+    def accept() -> None:
+        while not done.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        listener.settimeout(0.05)
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            yield f"http://{shown}:{listener.getsockname()[1]}"
+        finally:
+            done.set()
+            thread.join()
+
+
+class Proxy:
+    """A proxy that leads everything to one port, and keeps what it was told."""
+
+    def __init__(self, target_port: int, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> None:
+        self._target = ("127.0.0.1", target_port)
+        self._answer = answer
+        self.heard = b""
+
+    def serve(self, client: socket.socket) -> None:
+        """One connection, for `listening`."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            block = client.recv(65536)
+            head += block
+            self.heard += block
+            if not block:
+                return
+        tunnel = head.startswith(b"CONNECT")
+        with socket.create_connection(self._target) as upstream:
+            if tunnel:
+                client.sendall(self._answer)
+            else:
+                upstream.sendall(head)
+            back = threading.Thread(target=self._pump, args=(upstream, client), daemon=True)
+            back.start()
+            self._pump(client, upstream, keep=True)
+            back.join(PATIENCE_S)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, keep: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                block = source.recv(65536)
+                if not block:
+                    break
+                if keep:
+                    self.heard += block
+                sink.sendall(block)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def run_changed(change: str, *argv: str, **env: str) -> Result:
+    """Run ops.py as a process in which something of Python was changed before: a name that
+    resolves slowly, a system without threads, a Python without a module."""
+    path = repr(str(OPS))
+    last = f"sys.argv[0] = {path}\nrunpy.run_path({path}, run_name='__main__')"
+    code = f"import runpy, socket, sys, threading, time\n{change}\n{last}"
+    return run(sys.executable, "-c", code, *argv, **env)
+
+
+@contextlib.contextmanager
+def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port whose queue of connections is full, so that Linux drops what else comes."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        fill(listener.getsockname(), stack)
+        yield listener.getsockname()[1]
+
+
+def fill(address: tuple[str, int], stack: contextlib.ExitStack) -> None:
+    """Fill the queue of a listener until a connection is no longer accepted."""
+    for _ in range(8):
+        caller = stack.enter_context(socket.socket())
+        caller.settimeout(0.1)
+        try:
+            caller.connect(address)
+        except OSError:
+            return
+    raise AssertionError("the queue of connections never fills")
+
+
+def connecting_to(port: int) -> int:
+    """How many connections to a port wait for its first word (Linux)."""
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "02" for row in rows)
+
+
+SECTIONS = {  # of the program: the line where it begins, and its name
+    number: line.split()[2].rstrip(":")
+    for number, line in enumerate(OPS.read_text("utf-8").splitlines(), 1)
+    if line.startswith("# ── ")
+}
+
+
+def section_of(line: int) -> str:
+    """The section of a line; the docstring and the imports are above the first."""
+    return SECTIONS.get(max([start for start in SECTIONS if start <= line] or [0]), "preface")
 
 
 TRANSCRIPTS = sorted((ROOT / "tests" / "transcripts").glob("*.md"))

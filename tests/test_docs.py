@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import textwrap
 import unittest
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
+import sandbox
 from support import (
     KEPT,
     OPS,
     ROOT,
+    SECTIONS,
     SKILL,
     Result,
     Sandbox,
@@ -30,6 +34,7 @@ from support import (
     in_process,
     ops,
     run,
+    section_of,
     shown_commands,
 )
 
@@ -109,7 +114,7 @@ def plugin() -> dict[str, Any]:
     return offered
 
 
-STAND_INS = {"KEY_ID": "key_2", "sk-or-...": "sk-or-v1-abcdef"}
+STAND_INS = {"KEY_ID": "key_2", '"$id"': "key_2", "sk-or-...": "sk-or-v1-abcdef"}
 UNFINISHED = (["keys", "--revoke"], ["upstream", "--set"])
 
 
@@ -123,9 +128,9 @@ class CommandLines(SandboxTest):
     def runs(self, argv: list[str]) -> None:
         self.save_card()
         self.ops("keys", "--create")
-        self.box.service.on_link = self.box.books.pay
+        self.box.service.on_link = self.box.account.pay
         spoken = [STAND_INS.get(word, word) for word in argv]
-        spoken[-1] = spoken[-1].replace("new.key", os.path.join(self.folder, "new.key"))
+        spoken = [re.sub(r"^(\w+\.key)$", rf"{self.folder}/\1", word) for word in spoken]
         result = self.ops(*spoken, OPENROUTER_API_KEY="sk-or-v1-abcdef")
         expected = 4 if argv == ["balance", "--min", "20"] else 0
         self.assertEqual(result.exit, expected, f"{argv}\n{result}")
@@ -199,7 +204,7 @@ class Agreement(unittest.TestCase):
         self.assertEqual(re.findall(r"^## \[(.*?)\]", changes, re.M)[0], ops.__version__)
         self.assertEqual(call_ops("--version").out, f"cacheforge-ops {ops.__version__}\n")
         self.assertEqual(plugin()["version"], ops.__version__)
-        self.assertIn(f"/v{ops.__version__}/skills/", PAGES["README.md"])
+        self.assertEqual(sandbox.__version__, ops.__version__)
 
     def test_a_tag_on_this_commit_names_the_version(self) -> None:
         tags = git("tag", "--points-at", "HEAD", "v*").split()
@@ -328,66 +333,30 @@ class Readme(unittest.TestCase):
 
 
 class Audit(unittest.TestCase):
-    """The README's greps, run: each finds its places in the rooms it names, and no others."""
+    """The greps of SECURITY.md, run: each finds its places in the section that it names."""
 
     lines: ClassVar = list(enumerate(OPS.read_text("utf-8").splitlines(), 1))
-    rooms: ClassVar = {
-        number: line.split()[2].rstrip(":") for number, line in lines if line.startswith("# ── ")
-    }
-    greps: ClassVar = re.findall(
-        r"^(grep -nE '.*' ops\.py) +# (.*)$", PAGES["README.md"], re.MULTILINE
-    )
+    page: ClassVar = (ROOT / ".github" / "SECURITY.md").read_text("utf-8")
+    greps: ClassVar = re.findall(r"^(grep -nE '.*' ops\.py) +# (.*)$", page, re.MULTILINE)
 
     def found(self, command: str) -> list[tuple[int, str]]:
-        """Line numbers and lines that a grep of the README shows."""
+        """Line numbers and lines that a grep shows."""
         pattern = re.compile(command[len("grep -nE '") : -len("' ops.py")])
         return [(number, line) for number, line in self.lines if pattern.search(line)]
 
-    def room(self, line: int) -> str:
-        """The room of a line; the imports stand above the first."""
-        return str(self.rooms[max(start for start in self.rooms if start <= line)])
-
-    def test_each_finds_its_places_in_the_rooms_it_names_and_no_others(self) -> None:
+    def test_each_finds_its_places_in_the_section_it_names_and_no_others(self) -> None:
         promised = [(command, said) for command, said in self.greps if ": " in said]
         self.assertEqual(len(promised), 6)
-        first = min(self.rooms)
+        first = min(SECTIONS)
         places = 0
         for command, said in promised:
-            room = said.rpartition(": ")[2]
+            section = said.rpartition(": ")[2]
             found = [(number, line) for number, line in self.found(command) if number > first]
             places += len(found)
             with self.subTest(said=said):
-                self.assertEqual(bool(found), room != "nowhere")
-                self.assertEqual([hit for hit in found if self.room(hit[0]) != room], [])
+                self.assertEqual(bool(found), section != "nowhere")
+                self.assertEqual([hit for hit in found if section_of(hit[0]) != section], [])
         self.assertLess(places, 60)
-
-    def test_the_rooms_are_those_of_the_floor_plan(self) -> None:
-        shown = [line for _, line in self.found(self.greps[0][0])]
-        self.assertEqual(len(shown), len(self.rooms))
-        self.assertIn("Wire", self.rooms.values())
-
-    def test_a_room_uses_only_the_rooms_above_it(self) -> None:
-        tree = ast.parse(OPS.read_text("utf-8"))
-        for node in ast.walk(tree):  # a type may be named anywhere: it is not used there
-            for annotation in ("annotation", "returns"):
-                if hasattr(node, annotation):
-                    setattr(node, annotation, None)
-        first, home = min(self.rooms), dict[str, int]()
-        for node in tree.body:
-            assigned = node.targets if isinstance(node, ast.Assign) else [node]
-            for each in assigned:
-                name = getattr(each, "name", getattr(getattr(each, "target", each), "id", ""))
-                home[name] = max([start for start in self.rooms if start <= node.lineno] or [0])
-        used = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        for node in used:
-            if home.get(node.id, 0) >= first:
-                self.assertGreaterEqual(node.lineno, home[node.id], node.id)
-        self.assertGreater(len(home), 100)
-
-    def test_functions_are_short(self) -> None:
-        for node in ast.walk(ast.parse(OPS.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef):
-                self.assertLess((node.end_lineno or 0) - node.lineno, 60, node.name)
 
     @unittest.skipIf(sys.version_info < (3, 10), "no list of the standard library's modules")
     def test_what_is_imported_is_shown_and_is_the_standard_library(self) -> None:
@@ -413,7 +382,6 @@ class Snippets(unittest.TestCase):
     """What the README says to paste, pasted into a shell, in a folder like a clone."""
 
     folder: ClassVar[Path]
-    waiting: ClassVar[list[Future[Result]]]
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -422,16 +390,9 @@ class Snippets(unittest.TestCase):
         cls.folder = Path(place.name)
         for name in ("tests", "skills"):
             os.symlink(ROOT / name, cls.folder / name)
-        os.symlink(cls.folder, cls.folder / "cacheforge")
+        os.symlink(cls.folder, cls.folder / "cacheforge-ops")
         (cls.folder / "bin").mkdir()
         os.symlink(sys.executable, cls.folder / "bin" / "python3")
-        # these wait for seconds: they do so while the other tests run
-        script = cls.snippet("python3 tests/sandbox.py --balance 0 --pay-after 2")
-        lines = cls.snippet("python3 tests/sandbox.py --fault").splitlines()
-        lines.append(script.replace("--pay-after 2", "--pay-after 0.2"))
-        pool = ThreadPoolExecutor()
-        cls.addClassCleanup(pool.shutdown)
-        cls.waiting = [pool.submit(cls.paste, line) for line in lines]
 
     @staticmethod
     def snippet(start: str) -> str:
@@ -452,19 +413,39 @@ class Snippets(unittest.TestCase):
             if not shutil.which(program):
                 self.skipTest(f"needs {program}")
 
+    def inline(self, start: str) -> str:
+        """The one command in a sentence of the README that begins like this."""
+        (line,) = re.findall(rf"`({re.escape(start)}[^`]*)`", PAGES["README.md"])
+        return str(line)
+
     def test_the_first_link_can_be_paid_while_the_command_waits(self) -> None:
-        line = self.snippet("python3 tests/sandbox.py --balance 0 topup --wait")
+        line = self.inline("python3 tests/sandbox.py --balance 0 topup --wait")
         done = in_process(line.replace("topup", "--pay-after 0 topup"))
         self.assertEqual(done.exit, 0, done)
         self.assertRegex(done.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
         self.assertRegex(done.out, r"rose by \$10\.00")
 
-    def test_what_waits_ends_in_5_and_6_and_the_script_hands_its_link_on(self) -> None:
-        failed, uncertain, script = (future.result() for future in self.waiting)
-        self.assertEqual((failed.exit, uncertain.exit), (5, 6))
-        self.needs("jq")
-        self.assertRegex(script.out, r"http://127\.0\.0\.1:\d+/pay/\w+")
-        self.assertEqual(script.out.splitlines()[-1], "There is $10.00")
+    def test_a_lost_key_exits_6(self) -> None:
+        done = self.paste(self.inline("python3 tests/sandbox.py --fault"))
+        self.assertEqual((done.exit, done.out), (6, ""), done)
+
+    def test_the_key_of_a_job_is_revoked_at_its_end(self) -> None:
+        with Sandbox() as box:
+            done = self.paste(self.snippet("python3 skills/cacheforge-ops/ops.py keys"), **box.env)
+            self.assertEqual(done.exit, 0, done)
+            self.assertIn("Balance       $12.34", done.out)
+            own, job = box.account.keys
+            self.assertEqual((own.revoked_at, bool(job.revoked_at)), (None, True))
+            (used,) = [asked for asked in box.requests if asked.path.endswith("/billing")]
+            self.assertEqual(used.headers["Authorization"], f"Bearer {job.secret}")
+        self.assertEqual([*self.folder.glob("job.*")], [])
+
+    def test_a_job_that_gets_no_key_revokes_none(self) -> None:
+        with Sandbox() as box:
+            box.add_faults("POST /v1/account/keys", 400)
+            script = "set -e\n" + self.snippet("python3 skills/cacheforge-ops/ops.py keys")
+            self.assertEqual(self.paste(script, **box.env).exit, 1)
+            self.assertEqual(box.calls("POST"), ["POST /v1/account/keys"])
 
     def test_the_status_line_asks_once_in_five_minutes(self) -> None:
         line = self.snippet("f=~/.cache")
@@ -472,6 +453,11 @@ class Snippets(unittest.TestCase):
             shown = [self.paste(line, **box.env).out for _ in range(3)]
             self.assertEqual(shown, ["Balance       $12.34\n"] * 3)
             self.assertEqual(len(box.calls()), 1)
+            box.add_faults("GET /v1/account/billing", 400)
+            path = self.folder / ".cache" / "cacheforge-balance"
+            os.utime(path, (0, 0))
+            self.assertEqual(self.paste(line, **box.env).out, "Balance       $12.34\n")
+            self.assertEqual(len(box.calls()), 2)
 
     def test_the_cron_line_speaks_only_of_trouble(self) -> None:
         command = self.snippet("0 7 * * *").partition("* * * ")[2]
@@ -484,80 +470,96 @@ class Snippets(unittest.TestCase):
         command = command.replace("balance", "balance --timeout 1")
         self.assertIn("127.0.0.1:9", self.paste(command, **nowhere).out)
 
-    def test_the_smoke_test_passes_inside_the_sandbox_and_fails_where_it_should(self) -> None:
-        self.needs("curl", "sed")
-        script = self.snippet("python3 tests/sandbox.py --balance 0 --exec sh")
-        self.assertEqual(self.paste(script).exit, 0)
-        self.assertNotEqual(self.paste(script.replace("--balance 0", "--balance 1")).exit, 0)
 
-    def test_the_server_of_a_script_answers_and_is_gone_when_the_script_ends(self) -> None:
+class InYourOwnProject(unittest.TestCase):
+    """The README's blocks for other projects, in a folder with nothing but sandbox.py."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        shutil.copy(ROOT / "tests" / "sandbox.py", self.folder)
+        self.env = {"PATH": f"{self.folder / '.bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+        (self.folder / ".bin").mkdir()
+        if os.name != "nt":
+            os.symlink(sys.executable, self.folder / ".bin" / "python3")
+
+    def block(self, kind: str, start: str) -> str:
+        """The block of the README that begins like this."""
+        found = re.findall(rf"^```{kind}\n(.*?)^```", PAGES["README.md"], re.M | re.S)
+        (block,) = [block for block in found if block.startswith(start)]
+        return str(block)
+
+    def needs(self, *programs: str) -> None:
+        for program in programs:
+            if not shutil.which(program):
+                self.skipTest(f"needs {program}")
+
+    def sh(self, script: str, shell: str = "sh", **env: str) -> Result:
+        return run(shell, "-ex", "-c", script, folder=self.folder, **{**self.env, **env})
+
+    @unittest.skipUnless(importlib.util.find_spec("pytest"), "pytest is not installed")
+    def test_the_test_for_pytest(self) -> None:
+        test = self.block("python", "import json")
+        for text, exit_code in ((test, 0), (test.replace("balance_usd=0", "balance_usd=1"), 1)):
+            (self.folder / "test_credit.py").write_text(text)
+            argv = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_credit.py")
+            done = run(sys.executable, *argv, folder=self.folder, PYTHONWARNINGS="")
+            self.assertEqual(done.exit, exit_code, done)
+
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_the_test_for_a_shell(self) -> None:
         self.needs("curl")
-        done = self.paste(self.snippet(": > sandbox.env"))
-        self.assertEqual(done.exit, 0, done)
-        self.assertIn('"tn_sandbox"', done.out)
-        port = re.findall(r"127\.0\.0\.1:(\d+)", (self.folder / "sandbox.env").read_text())
-        with self.assertRaises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", int(port[0])), timeout=5)
+        test = self.block("bash", "python3 sandbox.py --balance 0 --exec sh")
+        for shell in filter(shutil.which, ("sh", "bash")):
+            done = self.sh(test, shell)
+            self.assertEqual(done.exit, 0, done)
+            self.assertNotEqual(self.sh(test.replace("--balance 0", "--balance 1"), shell).exit, 0)
 
-    def test_the_server_of_a_script_says_so_where_its_port_is_busy(self) -> None:
-        self.needs("curl")
-        with socket.create_server(("127.0.0.1", 0)) as busy:
-            port = busy.getsockname()[1]
-            script = self.snippet(": > sandbox.env").replace("--serve", f"--serve --port {port}")
-            done = self.paste(script)
-        self.assertNotEqual(done.exit, 0)
-        self.assertIn(str(port), done.err)
-        self.assertNotIn("Traceback", done.err)
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_the_test_for_javascript(self) -> None:
+        self.needs("node")
+        (line,) = re.findall(r"`(python3 sandbox\.py --exec node .*?)`", PAGES["README.md"])
+        test = self.block("javascript", "import assert")
+        for text, exit_code in ((test, 0), (test.replace("Retry-After: 2", "Retry-After: 3"), 1)):
+            (self.folder / "credit.mjs").write_text(text)
+            done = self.sh(line)
+            self.assertEqual(done.exit, exit_code, done)
 
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_the_job_whose_steps_are_shells_of_their_own(self) -> None:
+        self.needs("curl", "node")
+        (self.folder / "credit.mjs").write_text(self.block("javascript", "import assert"))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = str(probe.getsockname()[1])
+        job = self.block("yaml", "jobs:").replace("8466", port)
+        steps = re.findall(r"^ {6}- run: (?:\|\n((?: {10}.*\n)+)|(.*))", job, re.M)
+        self.assertEqual(len(steps), 2)
+        variables, pid = self.folder / "github.env", self.folder / "pid"
+        env = {**self.env, "GITHUB_ENV": str(variables)}
+        self.addCleanup(lambda: os.kill(int(pid.read_text()), signal.SIGTERM))
+        for lines, line in steps:
+            script = textwrap.dedent(lines or line).replace("&\n", f"2>log & echo $! > {pid}\n")
+            done = self.sh(script, **env)
+            self.assertEqual(done.exit, 0, done)
+            env.update(re.findall("^(.*?)=(.*)$", variables.read_text(), re.M))
+        self.assertEqual(env["OPENAI_BASE_URL"], f"http://127.0.0.1:{port}/v1")
 
-PROGRAM = """
-import os, urllib.error, urllib.request
+    def test_the_file_is_a_part_of_a_release(self) -> None:
+        text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+        for name in ("ops.py", "sandbox.py"):
+            self.assertRegex(text, rf"cp .*/{name}\b.* dist/")
+            self.assertRegex(text, rf"sha256sum .*\b{name} .*> SHA256SUMS")
 
-def ask():
-    url = os.environ["CACHEFORGE_BASE_URL"] + "/v1/chat/completions"
-    key = {"Authorization": "Bearer " + os.environ["CACHEFORGE_API_KEY"]}
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, b"{}", key), timeout=10).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        return "out of credit" if error.code == 402 else "trouble"
-    return "an answer"
-"""
-DRIVER = """
-import os, unittest
-from unittest import mock
-import my_program, pytest
-from sandbox import Sandbox
-
-EXAMPLE
-
-class Fixture(unittest.TestCase):
-    def test_the_fixture_has_an_account_with_credit(self):
-        with mock.patch.dict(os.environ):
-            monkeypatch = mock.Mock(setenv=os.environ.__setitem__)
-            for account in box(monkeypatch):
-                self.assertEqual(my_program.ask(), "an answer")
-                account.spend()
-                self.assertEqual(my_program.ask(), "out of credit")
-"""
-
-
-class Library(unittest.TestCase):
-    """The README's examples in Python; pytest's part is to call the fixture."""
-
-    def test_the_examples_for_unittest_and_pytest_work_in_somebody_elses_project(self) -> None:
-        (example,) = re.findall(r"^```python\n(.*?)^```", PAGES["README.md"], re.M | re.S)
-        for part in example.split("\n\n"):
-            self.assertLess(len(part.splitlines()), 10)
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            shutil.copy(ROOT / "tests" / "sandbox.py", folder)
-            (folder / "my_program.py").write_text(PROGRAM)
-            (folder / "pytest.py").write_text("def fixture(function):\n    return function\n")
-            (folder / "test_mine.py").write_text(DRIVER.replace("EXAMPLE", example))
-            done = run(sys.executable, "-m", "unittest", "-v", "test_mine", folder=folder)
-        self.assertEqual(done.exit, 0, done)
-        self.assertIn("Ran 2 tests", done.err)
+    def test_the_table_names_what_there_is(self) -> None:
+        table = PAGES["README.md"].partition("| in Python |")[2].partition("\n\n")[0]
+        names = re.findall(r"`box\.(\w+)", table)
+        self.assertGreater(len(names), 9)
+        with Sandbox() as box:
+            for name in names:
+                self.assertTrue(hasattr(box, name), name)
+            calls = {call.split()[1] for call in box.controls}
+        self.assertEqual(set(re.findall(r"/sandbox/\w+", table)), calls)
 
 
 class Plugin(unittest.TestCase):

@@ -1,11 +1,19 @@
-"""The house: what lies at the top of the repository, and what may not stand in it."""
+"""The house: what is at the top of the repository, and the floor plan of the program."""
 
 from __future__ import annotations
 
+import ast
 import re
+import symtable
+import sys
 import unittest
+from collections.abc import Iterator
 
-from support import OPS, ROOT, git
+from support import OPS, ROOT, SECTIONS, git, section_of
+
+SOURCE = OPS.read_text("utf-8")
+PLAN = ["Errors", "Money", "Settings", "Text", "HTTP", "Account", "Reports", "Commands", "Parser"]
+PLAN += ["main"]
 
 
 def tracked() -> list[str]:
@@ -32,3 +40,50 @@ class House(unittest.TestCase):
         self.assertEqual(head[0], "#!/usr/bin/env python3")
         self.assertEqual(head[1], "# /// script")
         self.assertIn('# requires-python = ">=3.9"', head[:6])
+
+
+def used_by(table: symtable.SymbolTable) -> Iterator[tuple[int, str]]:
+    """What functions and classes use of the module: the line where they begin, and the name."""
+    for inner in table.get_children():
+        for symbol in inner.get_symbols():
+            if symbol.is_global() and symbol.is_referenced():
+                yield inner.get_lineno(), symbol.get_name()
+        yield from used_by(inner)
+
+
+class FloorPlan(unittest.TestCase):
+    def test_the_sections_are_those_of_the_docstring(self) -> None:
+        self.assertEqual(list(SECTIONS.values()), PLAN)
+        (_, head, *_) = SOURCE.split('"""')
+        self.assertEqual(re.findall(r"^    (\w+) {3,}\S", head, re.MULTILINE), PLAN)
+
+    @unittest.skipIf(sys.version_info < (3, 10), "symtable of 3.9 counts annotations as uses")
+    def test_a_section_uses_only_the_sections_above_it(self) -> None:
+        home = dict[str, str]()
+        for node in ast.parse(SOURCE).body:
+            for each in node.targets if isinstance(node, ast.Assign) else [node]:
+                name = getattr(each, "name", getattr(getattr(each, "target", each), "id", ""))
+                home[name] = section_of(node.lineno)
+        order = ["preface", *PLAN]
+        found = 0
+        for line, name in used_by(symtable.symtable(SOURCE, "ops.py", "exec")):
+            if name in home:
+                found += 1
+                below = order.index(home[name]) > order.index(section_of(line))
+                self.assertFalse(below, f"{section_of(line)} uses {name} of {home[name]}")
+        self.assertGreater(found, 200)
+
+    def test_only_http_touches_the_network_and_only_main_the_world(self) -> None:
+        for pattern, sections in (
+            (r"\b(socket|ssl|http\.client|urllib\.request|threading)\b *(\.|import\b|$)", {"HTTP"}),
+            (r"\b(print\(|os\.environ|sys\.exit|os\._exit|sys\.std\w+|signal\.[gs])", {"main"}),
+        ):
+            lines = [n for n, text in enumerate(SOURCE.splitlines(), 1) if re.search(pattern, text)]
+            lines = [line for line in lines if line >= min(SECTIONS)]
+            self.assertGreater(len(lines), 3)
+            self.assertEqual({section_of(line) for line in lines}, sections, pattern)
+
+    def test_functions_are_short(self) -> None:
+        for node in ast.walk(ast.parse(SOURCE)):
+            if isinstance(node, ast.FunctionDef):
+                self.assertLessEqual((node.end_lineno or 0) - node.lineno + 1, 45, node.name)

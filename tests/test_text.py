@@ -1,11 +1,11 @@
-"""Hostile text from the service: what a terminal would obey, and our own secrets sent back."""
+"""Hostile text from the service: what a terminal would obey."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
 
-from support import BILLING, DEFAULT_KEY, THEIRS, Fault, FaultTest, SandboxTest, http
+from support import BILLING, Fault, SandboxTest
 
 NASTY = {
     "sgr": "\x1b[31mred\x1b[0m",
@@ -46,8 +46,8 @@ class Text(SandboxTest):
 
     def put(self, text: str) -> None:
         """Let the text stand wherever the service can put one."""
-        self.box.books.tenant_name = self.box.books.tenant_status = text
-        self.box.books.keys[1].label = self.box.books.keys[1].created_at = text
+        self.box.account.tenant_name = self.box.account.tenant_status = text
+        self.box.account.keys[1].label = self.box.account.keys[1].created_at = text
 
     def assert_clean(self, text: str) -> None:
         for line in text.splitlines():
@@ -83,56 +83,5 @@ class Text(SandboxTest):
                 with self.subTest(name=name, body=list(body)):
                     request_id = text[:200].encode("ascii", "ignore").decode().replace("\n", "")
                     headers = {"X-Request-Id": request_id}
-                    self.box.script(BILLING, Fault.reply(400, body, headers))
+                    self.box.add_faults(BILLING, Fault.reply(400, body, headers))
                     self.assert_clean(self.fails(1, "balance").err)
-
-
-class Echo(FaultTest):
-    """A service that sends our secrets back, in every dress."""
-
-    def dresses(self, secret: str) -> list[str]:
-        return [
-            secret,
-            f"key={secret}&x=1",
-            "x" * 290 + secret,
-            f"\x1b[1m{secret[:5]}\x1b[0m{secret[5:]}",
-            f"{secret[:7]}\u200b{secret[7:]}",
-        ]
-
-    def check_hidden(self, shown: str, secret: str, dress: str) -> None:
-        """Neither the secret, nor so much of it that the rest is a guess."""
-        self.assertNotIn(secret[:12], shown)
-        self.assertNotIn(dress, shown)
-
-    def kind(self, content_type: str) -> Fault:
-        """A response of this type that is no JSON."""
-        return Fault.reply(200, b"nothing", {"Content-Type": content_type})
-
-    def test_in_errors(self) -> None:
-        for secret in (DEFAULT_KEY, THEIRS):
-            for dress in self.dresses(secret):
-                for body in ({"error": dress}, {"error": {"message": dress, "code": dress}}):
-                    for extra in ((), ("--json",)):
-                        with self.subTest(dress=dress, extra=extra):
-                            fault = Fault.reply(400, body, {"X-Request-Id": secret})
-                            result = self.meet("upstream_set", fault, extra=extra)
-                            self.check_hidden(result.err, secret, dress)
-
-    def test_in_names(self) -> None:
-        for dress in self.dresses(DEFAULT_KEY):
-            reply = {"tenant": {"id": "tn_1", "name": dress, "status": dress}}
-            for extra in ((), ("--json",)):
-                result = self.meet("info", Fault.reply(200, reply), extra=extra)
-                self.assertEqual(result.exit, 0)
-                self.check_hidden(result.out, DEFAULT_KEY, dress)
-
-    def test_in_the_headers_the_status_line_and_html(self) -> None:
-        line = f"HTTP/1.1 400 {DEFAULT_KEY}\nX-Request-Id: {DEFAULT_KEY}\nContent-Length: 27\n\n"
-        for fault, exit_code in (
-            *((self.kind(f"{DEFAULT_KEY}/x"), 1), (self.kind("x/\x1b[31mred"), 1)),
-            *((self.kind("x/" + "y" * 5000), 1), (http(line, DEFAULT_KEY.encode()), 1)),
-            (Fault(f"{DEFAULT_KEY}\r\n\r\n".encode()), 1),
-            (Fault.reply(500, f"<p>{DEFAULT_KEY}</p>".encode()), 5),
-        ):
-            result = self.end("balance", fault, exit_code)
-            self.check_hidden(result.err, DEFAULT_KEY, DEFAULT_KEY)

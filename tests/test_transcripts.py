@@ -51,8 +51,8 @@ VARIES = (
     (r"\bcf_(?!d4735e3a2|4e0740856)[0-9a-f]{9}\b", "cf_NEWPREFIX"),  # but for those of --keys
     (r"\bcf_(?!d473|4e07)[0-9a-f]{4}(?=…|\\u2026)", "cf_NEWP"),
     (r"\b[0-9]+ ms\b", "N ms"),
-    (r"(?<=\bwithin )[0-9.]+ s\b", "N s"),
     (r"\b(?!2026-01-02)20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", "20YY-MM-DDTHH:MM:SSZ"),
+    (r"\b(?!2026-01-02)20[0-9]{2}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}\b", "20YY-MM-DD HH:MM"),
     (r"^optional arguments:", "options:"),  # argparse of Python 3.9
     (r"(?<=\S)\n {8,}(?=[\[A-Z-].*\])", " "),  # where a usage is broken differs, too
 )
@@ -90,6 +90,8 @@ def in_shell(command: Command, folder: Path) -> Result:
         script = f"cd {shlex.quote(str(folder))}; {opened(command.line, boxes)}"
         if mark == "sh":
             return run("sh", "-c", script, **env)
+        # if Ctrl-C ended the shell first, its terminal would be gone before the last words
+        script = f"trap : INT; {script}"
         result = on_terminal("sh", "-c", script, columns=int(columns), typed=keys.encode(), env=env)
     screen = result.out.replace("\r", "␍").replace("\x1b", "␛")
     return Result(result.exit, screen.encode(), b"")
@@ -173,7 +175,8 @@ class Pages(unittest.TestCase):
             with self.subTest(answer.line):
                 self.assertIn(answer.exit, (0, 1, 2, 3, 4, 5, 6, 130))
                 if answer.exit not in (0, 4):
-                    self.assertEqual(answer.out, [])
+                    delivered = 2 if "topup --wait" in answer.line and answer.exit == 3 else 0
+                    self.assertEqual(len(answer.out), delivered)
                     self.assertTrue(answer.err)
 
     def test_neither_a_secret_nor_a_mistake_of_the_program_is_shown(self) -> None:
@@ -182,7 +185,8 @@ class Pages(unittest.TestCase):
                 continue  # which names the key of its accounts
             told = "\n".join(answer.said)
             self.assertNotRegex(told, r"cf_\w+cdef\b(?<!cf_0123456789abcdef0123456789abcdef)")
-            self.assertNotRegex(told, "sk-or-v1-0123456789|Traceback|mistake in this program")
+            self.assertNotRegex(told, "sk-or-v1-0123456789|Traceback|this is a bug")
+            self.assertNotRegex(told, "(?i)(stays|still|remains) (valid|open|good)")  # links expire
 
     def test_under_json_everything_is_json_and_an_error_has_all_its_parts(self) -> None:
         repeatable = {5: (True,), 130: (True, False)}
@@ -199,7 +203,7 @@ class Pages(unittest.TestCase):
                     self.assertEqual(said["error"]["exit"], answer.exit)
                     told = said["error"]["retryable"]
                     self.assertIn(told, repeatable.get(answer.exit, (False,)), answer)
-        self.assertGreater(found, 40)
+        self.assertGreater(found, 25)
 
     def test_each_next_line_is_a_command_that_is_not_refused(self) -> None:
         said = "\n".join(path.read_text("utf-8") for path in TRANSCRIPTS)
@@ -207,7 +211,7 @@ class Pages(unittest.TestCase):
         self.assertGreater(len(lines), 15)
         for line in lines:
             with self.subTest(line), Sandbox() as box:
-                box.books.card_saved = True
+                box.account.card_saved = True
                 for _ in range(3):
                     box.service.create_key({})
                 self.assertNotEqual(call_ops(*shlex.split(line), **box.env).exit, 2)

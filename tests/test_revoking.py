@@ -1,0 +1,198 @@
+"""Revoking: which key is in use, what guards it, and what counts as revoked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support import (
+    DEFAULT_KEY,
+    KEYS,
+    Fault,
+    JumpingClock,
+    SandboxTest,
+    call_on,
+    reply,
+)
+
+REVOKE = "POST /v1/account/keys/%s/revoke"
+REVOKE_2 = REVOKE % "key_2"
+LIVE = "cf_live_9abc0123456789ab"
+MISSING = "(no prefix)"
+# the account's own key, the prefixes that are listed, and which of them may be in use
+IN_USE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
+    (DEFAULT_KEY, ("cf_sandbox_0", "cf_1234567ab"), (True, False)),
+    (DEFAULT_KEY, ("cf_1234567ab", "CF_SANDBOX_0"), (False, True)),
+    (DEFAULT_KEY, (DEFAULT_KEY, "cf_1234567ab"), (True, False)),
+    (DEFAULT_KEY, ("cf_sandb--cdef", "cf_12--9999"), (True, False)),
+    (DEFAULT_KEY, ("cf_sandbxxxx", "cf_12345678"), (True, False)),  # a mask of letters
+    (DEFAULT_KEY, ("cf_sand", "cf_1234567ab"), (None, False)),  # fewer than 8 characters
+    (DEFAULT_KEY, ("cf_sa--cdef", "cf_12--3456"), (None, False)),
+    (DEFAULT_KEY, ("cf_saxxxx", "cf_zzxxxx"), (None, False)),
+    (DEFAULT_KEY, ("cf_s", "cf_1"), (None, False)),  # four characters are enough
+    (DEFAULT_KEY, ("cf_sandbox_0", "cf_sandbox_0"), (None, None)),
+    (DEFAULT_KEY, ("cf_1111", "cf_2222"), (None, None)),  # none of these: any of them
+    (DEFAULT_KEY, (MISSING, "cf_1234567ab"), (None, False)),
+    (DEFAULT_KEY, (None, 42, "cf_1234567ab"), (None, None, False)),
+    (DEFAULT_KEY, ("****cdef", "cf_1234567ab"), (None, False)),
+    (DEFAULT_KEY, ("cf_...", "cf_1234567ab"), (None, False)),
+    (DEFAULT_KEY, ("cf_sandbox_\u2026", "cf_1234567ab"), (True, False)),
+    (LIVE, ("cf_live_9abc", "cf_live_1111"), (True, False)),
+    (LIVE, ("cf_live_1111", "cf_live_2222"), (None, None)),
+    (LIVE, ("cf_live_****", "cf_live_2222"), (None, None)),
+    (DEFAULT_KEY, ({"prefix": "cf_sandbox_0", "revoked": True}, "cf_1111"), (False, None)),
+    (DEFAULT_KEY, ({"prefix": "cf_sandbox_0", "revokedAt": 5}, "cf_sand"), (False, None)),
+)
+
+
+class Guarded(SandboxTest):
+    def list_keys(self, *prefixes: Any) -> None:
+        """Let the service list keys k0, k1, ... with these prefixes."""
+        rows: list[dict[str, Any]] = []
+        for number, prefix in enumerate(prefixes):
+            row: dict[str, Any] = {"id": f"k{number}", "label": f"agent {number}"}
+            if isinstance(prefix, dict):
+                row.update(prefix)
+            elif prefix != MISSING:
+                row["prefix"] = prefix
+            rows.append(row)
+        self.route(KEYS, {"keys": rows})
+
+    def test_which_key_is_in_use_and_that_it_is_not_revoked_without_force(self) -> None:
+        for own, prefixes, expected in IN_USE:
+            with self.subTest(own=own, prefixes=prefixes):
+                self.box.account.keys[0].secret = self.box.account.api_key = own
+                self.list_keys(*prefixes)
+                found = self.ok("keys", "--json").json["keys"]
+                self.assertEqual(tuple(row["in_use"] for row in found), expected)
+                for row in found:
+                    call = REVOKE % row["id"]
+                    argv = ("keys", "--revoke", row["id"], "--yes")
+                    if row["revoked"]:
+                        self.assertIs(self.ok(*argv, "--json").json["already"], True)
+                        continue
+                    self.script(call, reply({"ok": True}))
+                    if row["in_use"] is False:
+                        self.ops(*argv)
+                        self.assertEqual(self.sent(), [call])
+                        continue
+                    self.failure(2, *argv)
+                    self.assertEqual(self.sent(), [])
+                    self.ops(*argv, "--force")
+                    self.assertEqual(self.sent(), [call])
+
+    def test_the_best_match_beside_a_mask_stays_guarded(self) -> None:
+        self.list_keys("cf_sandbox_0", "cf_...", "cf_1234567ab")
+        first, second, third = (row["in_use"] for row in self.ok("keys", "--json").json["keys"])
+        self.assertIn(first, (True, None))
+        self.assertEqual((second, third), (None, False))
+
+    def test_an_id_that_is_not_listed_needs_force_and_then_the_service_decides(self) -> None:
+        call = REVOKE % "key_9"
+        argv = ("keys", "--revoke", "key_9", "--yes")
+        self.failure(2, *argv)
+        self.assertEqual(self.sent(), [])
+        for fault, code in ((reply({"ok": True}), 0), (reply(b"", 204), 0), (reply({}, 404), 1)):
+            self.script(call, fault)
+            result = self.ops(*argv, "--force", "--json")
+            self.assertEqual((result.exit, self.sent()), (code, [call]), result)
+            if code == 0:
+                found = result.json
+                self.assertIs(found["confirmed"], False)
+                self.assertEqual(found["revoked"]["id"], "key_9")
+        self.script(call, Fault())
+        self.failure(5, *argv, "--force")
+
+    def test_an_id_stays_one_segment_of_the_path_and_may_begin_with_a_hyphen(self) -> None:
+        self.list_keys("cf_sandbox_0", {"id": "../keys?a#b", "prefix": "cf_123456"})
+        self.ops("keys", "--revoke", "../keys?a#b", "--yes")
+        self.assertEqual(self.sent(), [REVOKE % "..%2Fkeys%3Fa%23b"])
+        error = self.failure(2, "keys", "--revoke", "-Lx9")
+        self.assertIn("--revoke=", error["words"])
+        self.assertNotIn("Lx9", error["words"])
+        self.list_keys("cf_sandbox_0", {"id": "-Lx9", "prefix": "cf_123456"})
+        self.script(REVOKE % "-Lx9", reply({"ok": True}))
+        self.ops("keys", "--revoke=-Lx9", "--yes")
+        self.assertEqual(self.sent(), [REVOKE % "-Lx9"])
+
+
+class Confirmed(SandboxTest):
+    argv = ("keys", "--revoke", "key_2", "--yes", "--json")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.box.service.create_key({})
+        self.rows = self.box.service.keys(None)["keys"]
+
+    def states(self, *marks: dict[str, Any] | None) -> list[Fault]:
+        """Lists in which key_2 carries these marks, or is not listed."""
+        own, row = self.rows
+        bare = {name: value for name, value in row.items() if name != "revokedAt"}
+        return [
+            reply({"keys": [own] if mark is None else [own, {**bare, **mark}]}) for mark in marks
+        ]
+
+    def revoke(self, fault: Fault, *after: Fault, force: bool = False) -> Any:
+        """Revoke key_2 with this response and these lists afterwards."""
+        self.script(REVOKE_2, fault)
+        with self.after_a_write(KEYS, *after):
+            extra = ("--force",) * force
+            return call_on(JumpingClock(), *self.argv, *extra, **self.box.env)
+
+    def test_the_list_is_the_proof_and_may_lag_behind(self) -> None:
+        open_, marked = {"revokedAt": None, "revoked": False}, {"revoked": True}
+        for fault in (reply({"ok": True}), reply(b"OK"), Fault(), reply({}, 502)):
+            for marks in ((marked,), (None,), (open_, marked), (open_, open_, None)):
+                with self.subTest(fault=fault.raw[:40], marks=marks):
+                    result = self.revoke(fault, *self.states(*marks))
+                    self.assertEqual(result.exit, 0, result)
+                    self.assertIs(result.json["confirmed"], True)
+                    self.assertIs(result.json["already"], False)
+                    self.assertEqual(self.sent(), [REVOKE_2])
+
+    def test_a_list_that_does_not_say_confirms_nothing(self) -> None:
+        result = self.revoke(reply({"ok": True}), *self.states({}, {}, {}))
+        self.assertEqual((result.exit, result.json["confirmed"]), (0, False), result)
+        result = self.revoke(Fault(), *self.states({}, {}, {}))
+        self.assertEqual((result.exit, result.out), (5, ""), result)
+
+    def test_a_list_that_says_no_is_believed_after_three_reads(self) -> None:
+        still = self.states(*[{"revoked": False, "revokedAt": None}] * 9)
+        for fault, code in ((reply({"ok": True}), 1), (Fault(), 5)):
+            self.assertEqual(self.revoke(fault, *still).exit, code)
+            calls = self.box.calls()
+            self.assertEqual(calls[calls.index(REVOKE_2) :].count(KEYS), 3)
+
+    def test_a_key_that_is_marked_as_revoked_is_sent_again_only_by_force(self) -> None:
+        for mark in ({"revoked": True}, {"revokedAt": "2026-01-02T00:00:00Z"}, {"revokedAt": 5}):
+            with self.subTest(mark=mark):
+                own, row = self.rows
+                self.route(KEYS, {"keys": [own, {**row, **mark}]})
+                found = self.ok(*self.argv).json
+                self.assertEqual((found["already"], found["confirmed"]), (True, True))
+                self.assertEqual(self.sent(), [])
+                self.ok(*self.argv, "--force")
+                self.assertEqual(self.sent(), [REVOKE_2])
+        self.box.service.routes[KEYS] = self.box.service.keys
+        self.box.service.revoke_key("key_2")
+        self.script(REVOKE_2, reply({"error": "already revoked"}, 409))
+        self.assertEqual(self.ops(*self.argv).exit, 0)
+        self.assertEqual(self.sent(), [])
+
+    def test_the_key_in_use_is_confirmed_by_a_401(self) -> None:
+        for fault in (None, Fault(after=True)):
+            self.box.account.keys[0].revoked_at = None
+            if fault:
+                self.script(REVOKE % "key_1", fault)
+            result = self.ops("keys", "--revoke", "key_1", "--yes", "--force", "--json")
+            self.assertEqual((result.exit, result.json["confirmed"]), (0, True), result)
+
+    def test_what_cannot_be_read_back_exits_5(self) -> None:
+        for fault in (reply({"ok": True}), Fault()):
+            for after in (reply({}, 400), reply(b"<html>"), Fault()):
+                self.assertEqual(self.revoke(fault, *[after] * 9).exit, 5)
+
+    def test_the_read_before_it_has_to_succeed(self) -> None:
+        for fault, code in ((reply({}, 500), 5), (reply({}, 404), 1), (reply({}, 401), 3)):
+            self.script(KEYS, *[fault] * 3)
+            self.failure(code, *self.argv[:-1])
+            self.assertEqual(self.sent(), [])
