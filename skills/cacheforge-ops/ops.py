@@ -1169,17 +1169,16 @@ def check_amount(flag: str, amount: Amount, settings: Settings) -> None:
     number without a unit, which may be meant in the other one."""
     number, limit_cents, hint = amount.number, settings.max_topup_cents, ""
     if amount.cents > limit_cents:
-        problem = f"over the limit of {usd_text(limit_cents)}"
-        problem += " that CACHEFORGE_MAX_TOPUP_USD sets, which only the user should raise"
+        problem = f"over the limit of {usd_text(limit_cents)} (CACHEFORGE_MAX_TOPUP_USD)"
+        hint = "Only the user should raise the limit."
     elif amount.cents < CENTS_PER_USD:
         problem = f"below the least of {usd_text(CENTS_PER_USD)}"
     else:
         return
-    if amount.bare_unit == "usd":
-        is_likely = number % CENTS_PER_USD == 0
-        hint = "It is in dollars." + (f" If you meant cents, write {number}c." if is_likely else "")
+    if amount.bare_unit == "usd" and number % CENTS_PER_USD == 0 and number <= limit_cents:
+        hint = f"It is in dollars. If you meant cents, write {number}c. {hint}"
     elif amount.bare_unit == "c" and 0 < number * CENTS_PER_USD <= limit_cents:
-        hint = f"It is in cents. If you meant dollars, write {number}usd."
+        hint = f"It is in cents. If you meant dollars, write {number}usd. {hint}".strip()
     raise Failure("usage", f"{flag} is {usd_text(amount.cents)}, {problem}; nothing was sent", hint)
 
 
