@@ -6,7 +6,7 @@
 """Manage a CacheForge account: balance, top-ups, auto top-up, provider, API keys.
 
 One file, standard library only. Read it from top to bottom: a section uses only the sections
-above it.
+above it, except for the Console of the last section, which is passed in.
 
     argv -> arguments -> read, write, read back -> a record -> a report -> text or JSON -> stdout
 
@@ -21,15 +21,15 @@ above it.
     Parser     the command line
     main       the only section that prints, reads the environment, or exits
 
-A record is the JSON object that a command prints. The key is sent to the configured service
-only, and a write is sent once.
+A record is a plain dict with our own field names; most reports print it as it is. The key is sent
+to the configured service only, and a write is sent once.
 """
 
 from __future__ import annotations
 
 import gc
 
-gc.set_threshold(200_000)  # collecting during the imports would take 2 ms of each start
+gc.set_threshold(200_000)  # garbage collection during the imports costs 2 ms of each start
 
 import errno
 import os
@@ -60,29 +60,29 @@ if sys.version_info < (3, 9):  # noqa: UP036
 
 # ── Errors: the table of exit codes, and the failure that ends a command
 
-EXIT_CODES = {  # name: the exit code, and its meaning as `--help` prints it
-    "ok": (0, "done"),
-    "failed": (1, "refused, unusable response, or stored differently: do not repeat"),
-    "usage": (2, "wrong command line or setting, or not confirmed: nothing was changed"),
-    "unauthorized": (3, "the service refused the API key"),
-    "payment_required": (4, "no credit, less than --min, or --wait ended unpaid"),
-    "unreachable": (5, "no usable response: repeating is safe"),
-    "uncertain": (6, "a key may have been created, but its secret was lost: run `keys`"),
-    "interrupted": (130, "Ctrl-C, SIGTERM or SIGHUP: the message says whether to repeat"),
+EXIT_CODES = {  # name: exit code, whether repeating can help, meaning (as `--help` prints it)
+    "ok": (0, False, "done"),
+    "failed": (1, False, "refused, unusable response, or stored differently: do not repeat"),
+    "usage": (2, False, "wrong command line or setting, or not confirmed: nothing was changed"),
+    "unauthorized": (3, False, "the service refused the API key"),
+    "payment_required": (4, False, "no credit, less than --min, or still unpaid after --wait"),
+    "unreachable": (5, True, "no usable response: repeating is safe"),
+    "uncertain": (6, False, "a key may have been created, but its secret was lost: run `keys`"),
+    "interrupted": (130, False, "Ctrl-C, SIGTERM or SIGHUP: the message says whether to repeat"),
 }
 
 
 class Failure(Exception):
     """Why a command did not do what was asked. `code` is a name in EXIT_CODES, `hint` a sentence,
-    `next` a command line for this program, `response` the Exchange that it comes from."""
+    `next` a command line for this program, `response` the Exchange that caused it."""
 
     def __init__(
         self, code: str, message: str, hint: str = "", next: str = "", response: Any = None
     ) -> None:
         super().__init__(message)
         self.code, self.message, self.hint, self.next = code, message, hint, next
-        self.exit, self.response = EXIT_CODES[code][0], response
-        self.retryable = code == "unreachable"
+        self.exit, self.retryable, _ = EXIT_CODES[code]
+        self.response = response
 
 
 class Lost(Failure):
@@ -120,7 +120,7 @@ class Amount:
     def __init__(self, text: str, unit: str, decimals: bool = False) -> None:
         """`unit` (usd or c) is the unit of a bare number. Raises Failure (usage)."""
         if "$" in text:
-            raise Failure("usage", "leave out the $ (shells replace it): write 10usd")
+            raise Failure("usage", "leave out the $, which shells replace: write 10usd")
         # by pattern, because int() also accepts `1_000`, ` 10 ` and the digits of other scripts
         match = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,2}))?(usd|c)?", text, re.IGNORECASE)
         bare_unit, unit = unit, (match[3] or unit).lower() if match else unit
@@ -140,7 +140,7 @@ HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 LOOPBACK = r"localhost|::1|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
 USER = r"(?:[a-z0-9._~!$&'()*+,;=-]|%[0-9a-f]{2})+"
 PROXY = rf"(?:http://)?(?:{USER}:{USER}@)?({HOST})/?"
-BAD_KEYS = (  # what is set by mistake in place of a key
+KEY_MISTAKES = (  # what is set by mistake in place of a key
     ("", "is missing or empty"),
     ("['\"`].*|.*['\"`]", "begins or ends with a quote"),
     (r"[A-Za-z_]\w*=[^=].*", "has NAME= in front of the key"),
@@ -152,7 +152,7 @@ BAD_KEYS = (  # what is set by mistake in place of a key
 
 
 def split_url(text: str) -> SplitResult:
-    """The parts of an http or https URL that all programs read alike. Raises ValueError."""
+    """The parts of an http or https URL that all programs read the same way. Raises ValueError."""
     from urllib.parse import urlsplit
 
     try:
@@ -172,7 +172,7 @@ def split_url(text: str) -> SplitResult:
 
 
 def check_url(text: str, name: str, allow_http: bool) -> SplitResult:
-    """The parts of a service's URL, which the message calls `name`. Raises Failure (usage)."""
+    """The parts of a service's URL, called `name` in messages. Raises Failure (usage)."""
     hint = "Write it as https://HOST, with :PORT and /PATH if needed."
     try:
         url = split_url(text)
@@ -181,17 +181,17 @@ def check_url(text: str, name: str, allow_http: bool) -> SplitResult:
     except ValueError as error:
         raise Failure("usage", f"{name} is not valid: {error}", hint) from None
     if url.scheme == "http" and not allow_http:
-        hint = "Use https, or set CACHEFORGE_ALLOW_INSECURE_HTTP=1 in a network that you trust."
+        hint = "Use https, or set CACHEFORGE_ALLOW_INSECURE_HTTP=1 on a network that you trust."
         raise Failure("usage", f"{name} is plain http, which would send a key unencrypted", hint)
     return url
 
 
 def check_key(key: str, source: str, refused: Mapping[str, str], hint: str = "") -> None:
-    """Raises Failure (usage) for a text that is no key, or has the prefix of a refused service."""
-    why = next((why for pattern, why in BAD_KEYS if re.fullmatch(pattern, key, re.DOTALL)), "")
+    """Raises Failure (usage) if the text is not a key, or a key for a service in `refused`."""
+    why = next((why for pattern, why in KEY_MISTAKES if re.fullmatch(pattern, key, re.DOTALL)), "")
     owner = next((owner for prefix, owner in refused.items() if key.startswith(prefix)), "")
     if why or owner:
-        raise Failure("usage", f"{source} {why or f'holds a key of {owner}'}", hint)
+        raise Failure("usage", f"{source} {why or f'holds a key for {owner}'}", hint)
 
 
 class Settings:
@@ -205,12 +205,13 @@ class Settings:
         url = check_url(base_url, "CACHEFORGE_BASE_URL", allow_http=True)
         self.is_loopback = bool(re.fullmatch(LOOPBACK, url.hostname or ""))
         check_url(base_url, "CACHEFORGE_BASE_URL", self.allow_http or self.is_loopback)
+        # people also set a URL that ends in /v1
         path = re.sub("/+v1$", "", url.path.rstrip("/")).rstrip("/")
         self.scheme, self.host, self.hostname = url.scheme, url.netloc.lower(), url.hostname
         self.base_url = f"{self.scheme}://{self.host}{path}"
         limit_usd = read("CACHEFORGE_MAX_TOPUP_USD") or DEFAULT_MAX_TOPUP_USD
         if not re.fullmatch("[0-9]{1,9}", limit_usd):
-            raise Failure("usage", "CACHEFORGE_MAX_TOPUP_USD is not a number of whole dollars")
+            raise Failure("usage", "CACHEFORGE_MAX_TOPUP_USD must be a whole number of dollars")
         self.max_topup_cents = int(limit_usd) * CENTS_PER_USD
         self.certificates = read("SSL_CERT_FILE")
         self.api_key = read("CACHEFORGE_API_KEY") or ""
@@ -231,7 +232,7 @@ class Settings:
 
 MAX_TEXT_CHARS = 300
 REASON_NAMES = "error message detail error_description title errors msg reason"
-SECRET_BLOCK_CHARS = 16  # so many consecutive characters of a secret are never shown
+SECRET_BLOCK_CHARS = 16  # text with so many consecutive characters of a secret is redacted
 ESCAPES = r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
 INVISIBLE = (  # characters without a shape that str.isprintable() accepts
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -253,8 +254,8 @@ def shares_block(text: str, secret: str) -> bool:
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
-    """The text without secrets, even if one is cut short. One of fewer than 8 characters stays,
-    because ordinary words could contain it."""
+    """The text without secrets, even if one is cut short. Secrets of fewer than 8 characters are
+    left in, because ordinary words could contain them."""
     for secret in secrets:
         if 8 <= len(secret) < SECRET_BLOCK_CHARS:
             text = text.replace(secret, "<hidden>")
@@ -264,7 +265,7 @@ def redact(text: str, secrets: Sequence[str]) -> str:
     return text
 
 
-def show(text: str, secrets: Sequence[str]) -> str:
+def printable(text: str, secrets: Sequence[str]) -> str:
     """Untrusted text, safe to print: one short line, no control characters, no secrets."""
     text = redact(clean(text[: 10 * MAX_TEXT_CHARS]), secrets)
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 3] + "..."
@@ -305,8 +306,8 @@ def reason(value: object, depth: int = 5) -> str:
     if isinstance(value, dict):
         found = (reason(value.get(name), depth - 1) for name in REASON_NAMES.split())
         told = next(filter(None, found), "")
-        # the names inside an error may be those of the wrong fields
-        return told or (reason(list(value.values()), depth - 1) if depth < 5 else "")
+        is_nested = depth < 5  # its names may be those of fields, as in {"amount": "too small"}
+        return told or (reason(list(value.values()), depth - 1) if is_nested else "")
     if isinstance(value, list):
         return "; ".join(filter(None, (reason(item, depth - 1) for item in value[:3])))
     return ""
@@ -327,7 +328,7 @@ CONNECT_TIMEOUT_S = 4.0
 GRACE_S = 1.0  # for the response to a write that was sent before a signal
 NO_LIMIT_S = float("inf")
 READ_ATTEMPTS = 3
-RETRIED_STATUSES = (None, 403, 429, 502, 503, 504)  # None: there was no response
+RETRIED_STATUSES = (None, 403, 429, 502, 503, 504)  # None: no response; 403: a rate limit only
 URL_HINT = "Check CACHEFORGE_BASE_URL."
 CERTIFICATE_HINT = (
     "If a private authority signed it, set SSL_CERT_FILE to the PEM file of that authority. With"
@@ -338,7 +339,7 @@ CERTIFICATE_HINT = (
 class Clock:
     """The time, and whether a signal has come."""
 
-    # set by the signal handler; an exception could interrupt the line that prints a new key
+    # all that the signal handler sets: if it raised, it could interrupt the printing of a new key
     stopped_at: float | None = None
 
     def now(self) -> float:
@@ -349,17 +350,17 @@ class Clock:
         """Sleep in steps that are short enough to notice a signal. Raises KeyboardInterrupt."""
         end = self.now() + seconds
         while self.now() < end:
-            self.check()
+            self.raise_if_stopped()
             time.sleep(max(0.0, min(0.1, end - self.now())))
 
-    def check(self, grace_s: float = 0) -> None:
+    def raise_if_stopped(self, grace_s: float = 0) -> None:
         """Raises KeyboardInterrupt if a signal came at least `grace_s` seconds ago."""
         if self.stopped_at is not None and self.now() >= self.stopped_at + grace_s:
             raise KeyboardInterrupt
 
 
 def jitter(low: float, high: float) -> float:
-    """A random number between the two, so that many clients do not act at the same moment."""
+    """A random number from low to high, so that many clients do not act at the same moment."""
     return low + (high - low) * int.from_bytes(os.urandom(2), "big") / 65535
 
 
@@ -373,16 +374,16 @@ def find_proxy(settings: Settings) -> tuple[str, str]:
     from urllib.request import getproxies, proxy_bypass
 
     proxy = getproxies().get(settings.scheme, "").strip()
-    # a proxy would see the key in plain http, and has no way to this machine
+    # never for this machine, which a proxy cannot reach; and it would see a key sent by http
     if not proxy or settings.is_loopback or proxy_bypass(settings.host):
         return "", ""
     names = (f"{settings.scheme}_proxy", f"{settings.scheme}_proxy".upper())
-    source = next(filter(settings.environ.get, names), "the proxy setting of the system")
+    source = next(filter(settings.environ.get, names), "the system's proxy setting")
     match = re.fullmatch(PROXY, proxy, re.IGNORECASE)
-    try:  # urllib can send the password of other forms to another host
+    try:  # with other forms, urllib may send the password to the wrong host
         split_url(f"http://{match[1] if match else ''}")
     except ValueError:
-        hint = "Write special characters of USER and PASSWORD percent-encoded: @ is %40."
+        hint = "Percent-encode special characters in USER and PASSWORD: write @ as %40."
         message = f"{source} is not http://[USER:PASSWORD@]HOST[:PORT]"
         raise Failure("usage", message, hint) from None
     return proxy, source
@@ -400,7 +401,7 @@ def make_opener(exchange: Exchange, context: Any) -> OpenerDirector:
         def begin(self) -> None:
             super().begin()
             while 102 <= self.status < 200:  # an interim response; http.client skips only 100
-                self.headers = None  # type: ignore[assignment]
+                self.headers = None  # type: ignore[assignment]  # or begin() does nothing
                 super().begin()
 
     def connect_tcp(address: Any, timeout: float, source: Any) -> socket.socket:
@@ -413,7 +414,7 @@ def make_opener(exchange: Exchange, context: Any) -> OpenerDirector:
         response_class = Response
 
         def connect(self) -> None:
-            self._create_connection = connect_tcp
+            self._create_connection = connect_tcp  # private, but the only place before TLS
             super().connect()  # TCP, the tunnel through a proxy, TLS
             exchange.begin_to_send()
 
@@ -445,7 +446,7 @@ def load_certificates(file: str | None) -> Any:
     except OSError:
         raise Failure("usage", "SSLKEYLOGFILE names a file that cannot be written") from None
     try:
-        if file:  # again, because the first time a file without certificates is no error
+        if file:  # loaded already, but without an error if it holds no certificate
             context.load_verify_locations(file)
     except OSError:
         problem = "SSL_CERT_FILE does not name a readable file with certificates"
@@ -456,16 +457,17 @@ def load_certificates(file: str | None) -> Any:
 class Exchange:
     """One request and its response, in a thread that can be abandoned.
 
-    A socket's timeout limits each `recv`, not the whole, and no name lookup; waiting for a thread
-    with a timeout limits everything. Thread and caller compete for one lock: the thread takes it
-    before it sends the first byte, the caller when it gives up. Whoever is second does nothing.
+    A socket's timeout limits each `recv`, but neither the whole response nor the name lookup;
+    waiting for a thread with a timeout limits everything. Thread and caller compete for one lock:
+    the thread takes it before it sends the first byte, the caller when it gives up. So the lock
+    tells whether the request was sent.
     """
 
     status: int | None = None
     headers: Message | None = None
     value: Any = None  # the JSON of the body
     sent = False  # whether at least a part of the request was sent
-    error: BaseException | None = TimeoutError()  # until the body is read to its end
+    error: BaseException | None = TimeoutError()  # unless the thread sets another, or none
     request_id: str | None = None
 
     def __init__(self, call: Call, settings: Settings, clock: Clock) -> None:
@@ -492,7 +494,7 @@ class Exchange:
 
     def run(self, seconds: float) -> None:
         """Carry it out within so many seconds. Raises KeyboardInterrupt."""
-        self._clock.check()
+        self._clock.raise_if_stopped()
         self._timeout_s = max(0.001, seconds)
         end = self._clock.now() + seconds
         try:
@@ -502,7 +504,7 @@ class Exchange:
                 self._work()
             while self._thread.is_alive() and self._clock.now() < end:
                 is_sent_write = self._lock.locked() and not self.is_read
-                self._clock.check(GRACE_S if is_sent_write else 0)
+                self._clock.raise_if_stopped(GRACE_S if is_sent_write else 0)
                 self._thread.join(max(0.0, min(0.1, end - self._clock.now())))
         finally:
             self.sent = not self._lock.acquire(blocking=False)
@@ -521,19 +523,21 @@ class Exchange:
                 self._read(response)
                 self.error = None
         except BaseException as error:  # the reason of a URLError is what went wrong
-            reason = getattr(error, "reason", None)
-            self.error = reason if isinstance(reason, BaseException) else error
+            cause = getattr(error, "reason", None)
+            self.error = cause if isinstance(cause, BaseException) else error
 
     def _read(self, response: HTTPResponse) -> None:
         """Read the body. A JSON object that parses is complete, whatever Content-Length says."""
-        length, response.length = response.length, None
-        open_braces = 0  # to parse once, not at each block; a brace in a string does no harm
-        while len(self.body) <= MAX_BODY_BYTES:
+        length, response.length = response.length, None  # or http.client stops there
+        open_braces = 0  # if balanced, parse; at each block, a long list would take too much time
+        while self.value is None and len(self.body) <= MAX_BODY_BYTES:
             is_object = re.match(rb"[\s\xef\xbb\xbf]*\{", self.body)
-            if is_object and open_braces == 0:
+            is_full = length is not None and len(self.body) >= length
+            if is_object and (is_full or open_braces == 0):
                 self.value = parse_json(bytes(self.body))
-            is_read = length is not None and len(self.body) >= length and not is_object
-            block = b"" if self.value is not None or is_read else response.read1(65536)
+            if self.value is not None or (is_full and not is_object):
+                break
+            block = response.read1(65536)
             if not block:
                 break
             self.body += block
@@ -547,6 +551,16 @@ class Exchange:
         return next(filter(None, found), "").strip()
 
     @property
+    def is_ok(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= (self.status or 0) < 300
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a 2xx response is empty or incomplete, which counts as no response."""
+        return self.is_ok and self.error is not None and self.value is None
+
+    @property
     def retry_after_s(self) -> int | None:
         """The seconds of Retry-After; None for a date, or without that header."""
         text = self.header("Retry-After")
@@ -554,7 +568,7 @@ class Exchange:
 
     def reason(self) -> str:
         """The reason of a refusal, in JSON or plain text, but not HTML or broken JSON."""
-        if 200 <= (self.status or 0) < 300 and not says_no(self.value):
+        if self.is_ok and not says_no(self.value):
             return ""
         if self.value is not None:
             return reason(self.value)
@@ -573,7 +587,9 @@ def explain_error(exchange: Exchange, host: str) -> tuple[str, str, str]:
         if not exchange.sent and "SSL" not in kind:
             hint = f"Check {exchange.proxy_name}."
     tunnel = re.match("Tunnel connection failed: ([0-9]{3})", str(error))
-    reason = show(str(getattr(error, "verify_message", getattr(error, "strerror", "")) or ""), ())
+    reason = printable(
+        str(getattr(error, "verify_message", getattr(error, "strerror", "")) or ""), ()
+    )
     if kind == "SSLCertVerificationError":
         return "failed", f"the certificate of {host} is not accepted: {reason}", CERTIFICATE_HINT
     if tunnel:
@@ -593,8 +609,8 @@ def explain_error(exchange: Exchange, host: str) -> tuple[str, str, str]:
 def explain_status(exchange: Exchange) -> tuple[str, str, str]:
     """What a useless response means by its status: the code, message and hint of the failure."""
     status, is_json = exchange.status or 0, isinstance(exchange.value, dict)
-    if 200 <= status < 300 and not says_no(exchange.value):
-        kind = show(exchange.header("Content-Type") or "no content type", exchange.secrets)
+    if exchange.is_ok and not says_no(exchange.value):
+        kind = printable(exchange.header("Content-Type") or "no content type", exchange.secrets)
         return "failed", f"the service sent no JSON object ({kind})", URL_HINT
     if status == 429 or (status == 403 and exchange.header("Retry-After")):
         return "unreachable", "the service is limiting the rate of requests", ""
@@ -624,18 +640,16 @@ class Http:
 
     def read(self, path: str, limit_s: float = NO_LIMIT_S, attempts: int = READ_ATTEMPTS) -> Json:
         """The JSON object that a GET returns, tried again if that can help. Raises Failure."""
-        end = max(0.0, self.left_s - limit_s)
+        kept_s = max(0.0, self.left_s - limit_s)  # for what comes after this read
         for attempt in range(1, attempts + 1):
-            exchange = self._exchange(("GET", path, {}), self.left_s - end)
-            if 200 <= (exchange.status or 0) < 300:
-                if isinstance(exchange.value, dict):
-                    return exchange.value
-                if exchange.error:  # an incomplete response counts as none
-                    exchange.status = None
+            exchange = self._exchange(("GET", path, {}), self.left_s - kept_s)
+            if exchange.is_ok and isinstance(exchange.value, dict):
+                return exchange.value
             failure = self._failure(exchange)
             delay_s = retry_delay_s(attempt, exchange.retry_after_s)
-            is_final = failure.code != "unreachable" or exchange.status not in RETRIED_STATUSES
-            if is_final or attempt == attempts or self.left_s - delay_s <= end:
+            is_retried = exchange.is_cut or exchange.status in RETRIED_STATUSES
+            is_last = attempt == attempts or self.left_s - delay_s <= kept_s
+            if is_last or not (failure.retryable and is_retried):
                 break
             self.sleep(delay_s)
         raise failure
@@ -643,16 +657,17 @@ class Http:
     def write(self, write: Call, if_lost: Failure, field: str = "") -> Any:
         """Send a write once; returns the JSON of a 2xx response, None if that is not JSON.
 
-        `if_lost` says what to report if the outcome stays unknown. From the first byte until the
-        result is delivered, the console reports the same if the command ends early. `field` is
-        the link or key without which the response is useless. Raises Lost if the outcome is
-        unknown, and Failure if the service refused the request or nothing was sent.
+        `if_lost` is the failure to report if the outcome stays unknown; until the result is
+        delivered, also if a signal or a fault ends the command. `field` is the link or key without
+        which the response is useless. Raises Lost if the outcome is unknown, and Failure if the
+        service refused the request or nothing was sent.
         """
         kept_s = min(5.0, self.timeout_s / 4)  # for reading back what was stored
         exchange = self._exchange(write, self.left_s - kept_s, if_lost)
         status, value = exchange.status or 0, exchange.value
+        # 303 means that it was carried out, 408 that nobody knows
         is_refused = 300 <= status < 500 and status not in (303, 408)
-        if 200 <= status < 300:
+        if exchange.is_ok:
             is_refused = says_no(value) and not get(value, field, str)
             if not is_refused and (isinstance(value, dict) or not field):
                 return value
@@ -682,7 +697,7 @@ class Http:
         if new_key:  # a secret from now on, which the request id could repeat
             secrets.append(new_key.strip())
         found = exchange.header("x-request-id", "request-id", "x-correlation-id", "cf-ray")
-        exchange.request_id = show(found, secrets)[:100] or None
+        exchange.request_id = printable(found, secrets)[:100] or None
         if self.console.verbose:
             status, request_id = exchange.status or "no response", exchange.request_id or "-"
             line = f"{call[0]} {call[1]}: {status}, {took_s * 1000:.0f} ms, id {request_id}"
@@ -692,17 +707,16 @@ class Http:
     def _failure(self, exchange: Exchange) -> Failure:
         """What to report for a response that is not what was asked for, or for none."""
         settings, next_step = self.settings, ""
-        is_cut = exchange.error and 200 <= (exchange.status or 0) < 300
-        if exchange.status is None or is_cut:
+        if exchange.status is None or exchange.is_cut:
             return Failure(*explain_error(exchange, settings.host), response=exchange)
         code, words, hint = explain_status(exchange)
         if code == "unauthorized":
             words += f" {settings.mask_key()} at {settings.host}"
         elif code == "payment_required" and settings.max_topup_cents >= 1000 and exchange.is_read:
             next_step = "topup --amount 10"
-        elif code == "unreachable" and exchange.retry_after_s:
+        elif exchange.retry_after_s:
             hint = f"Wait {exchange.retry_after_s} s before you repeat it."
-        said = show(exchange.reason(), settings.secrets)
+        said = printable(exchange.reason(), settings.secrets)
         message = f"{words} (HTTP {exchange.status}{': ' if said else ''}{said})"
         return Failure(code, message, hint, next_step, exchange)
 
@@ -712,6 +726,8 @@ class Http:
 BILLING = "/v1/account/billing"
 UPSTREAM = "/v1/account/upstream"
 KEYS = "/v1/account/keys"
+POSSIBLE_MATCH_CHARS = 4  # a prefix that shares fewer with our key says nothing
+CERTAIN_MATCH_CHARS = 8
 LINK_LOST = "a payment link may have been created, but it was not shown; repeating is safe"
 KEY_LOST = "a key may have been created, but its secret was lost"
 
@@ -726,7 +742,9 @@ class Account:
         """Optional text fields, safe to print; None if missing, empty or of another type."""
         found = {name: get(fields, wire_name, str) for name, wire_name in names.items()}
         secrets = self.settings.secrets
-        return {name: show(text, secrets) or None if text else None for name, text in found.items()}
+        return {
+            name: printable(text, secrets) or None if text else None for name, text in found.items()
+        }
 
     def _need(self, response: Json, fields: object, name: str, kind: type[T]) -> T:
         """A required field. Raises Failure, with the reason that the service gives."""
@@ -739,7 +757,7 @@ class Account:
 
     def _said(self, response: Json) -> str:
         """What the service says about a response that cannot be used, in parentheses."""
-        said = show(reason(response), self.settings.secrets)
+        said = printable(reason(response), self.settings.secrets)
         return f" ({said})" if said else ""
 
     def billing(self, limit_s: float = NO_LIMIT_S, attempts: int = READ_ATTEMPTS) -> Json:
@@ -762,7 +780,7 @@ class Account:
                 raise ValueError("it has a secret in it")
         except ValueError as error:
             message = f"the service sent a payment link that is not safe to open: {error}"
-            hint = "Do not open it; tell the support of the service."
+            hint = "Do not open it; report it to the service's support."
             raise Failure("failed", message, hint, response=self.http.last) from None
         return link, url.netloc
 
@@ -809,7 +827,7 @@ class Account:
         return record
 
     def times_to_read(self) -> Iterator[int]:
-        """Count up to three reads, a second apart: a replica can return the old value at first."""
+        """Up to three reads, a second apart, because a replica may return the old value first."""
         yield 1
         for count in (2, 3):
             if self.http.left_s > 1:
@@ -846,12 +864,13 @@ def mark_key_in_use(keys: list[Json], prefixes: list[str], settings: Settings) -
         if not key["revoked"]:
             text = prefix.strip().casefold()
             shared_chars = len(os.path.commonprefix([text, own]))  # noqa: RUF071
-            is_cut = not text[shared_chars : shared_chars + 1].isalnum()
-            live.append((key, shared_chars, is_cut))
-    most = max([4, *(shared_chars for _, shared_chars, _ in live)])  # fewer say nothing
-    found = [item for item in live if item[1] == most or item[2]] or live
-    is_sure = len(found) == 1 and found[0][1] >= 8
-    for key, _, _ in found:
+            ends_there = not text[shared_chars : shared_chars + 1].isalnum()
+            live.append((key, shared_chars, ends_there))
+    most = max([POSSIBLE_MATCH_CHARS, *(shared_chars for _, shared_chars, _ in live)])
+    found = [(key, chars) for key, chars, ends_there in live if chars == most or ends_there]
+    found = found or [(key, chars) for key, chars, _ in live]
+    is_sure = len(found) == 1 and found[0][1] >= CERTAIN_MATCH_CHARS
+    for key, _ in found:
         key["in_use"] = True if is_sure else None
 
 
@@ -876,12 +895,13 @@ def holds(asked: Any, stored: Any) -> bool | None:
 
 # ── Reports: what a command prints, as text or JSON
 
-METHODS = {"stripe": "by card", "crypto": "in crypto"}
+PAYMENT_METHODS = {"stripe": "by card", "crypto": "in crypto"}
 
 
 class Report:
     """What a command prints: `data` as JSON, or `lines` as text. A line that is a tuple is a row
-    of cells, and all rows of a report are aligned. A report without data prints nothing."""
+    of cells, and all rows of a report are aligned. With empty data (the help) the text is printed
+    even with `--json`; without data (None) nothing is printed."""
 
     def __init__(self, data: Json | None, *lines: str | tuple[str, ...], code: str = "ok") -> None:
         self.data, self.lines, self.exit = data, lines, EXIT_CODES[code][0]
@@ -925,8 +945,8 @@ def rise_text(before: Json | None, after: Json) -> str:
 def link_report(cents: int, method: str, link: str, host: str, next: str | None) -> Report:
     """A payment link, with a sentence for the payer."""
     sentence = (
-        f"Pay {usd_text(cents)} {METHODS[method]} for CacheForge credit at {host}. Nothing is"
-        " charged until you pay:"
+        f"Pay {usd_text(cents)} {PAYMENT_METHODS[method]} for CacheForge credit at {host}."
+        " Nothing is charged until you pay:"
     )
     data = {
         "amount_usd": cents // CENTS_PER_USD,
@@ -1005,7 +1025,11 @@ def key_name(key: Json) -> str:
 def revoked_report(key: Json, confirmed: bool) -> Report:
     """Which key was revoked, and whether the list of keys shows it."""
     words = "was already revoked" if key["revoked"] else "is revoked"
-    doubt = "" if confirmed else "The service accepted it, but the list of keys does not show it."
+    doubt = (
+        ""
+        if confirmed
+        else "The service accepted this, but the list does not show the key as revoked."
+    )
     revoked = {name: key[name] for name in ("id", "prefix", "label")}
     data = {"revoked": revoked, "already": bool(key["revoked"]), "confirmed": confirmed}
     return Report(data, f"{key_name(key)} {words}", doubt)
@@ -1026,14 +1050,14 @@ def dry_run_report(write: Call, settings: Settings, message: str = "") -> Report
 # ── Commands: one function for each thing that the command line can ask for
 
 CHANGE_LOST = "the change may have been stored; repeating is safe"
-SMALLEST_TOPUP_CENTS = 1000  # as the service usually has it
+SMALLEST_TOPUP_CENTS = 1000  # the service's usual minimum
 DEFAULT_WAIT_S = 100.0  # common agent shells end a command after 120 s
 CHECK_S = 10.0
 LAST_CHECK_S = 0.8
 
 
 class OptionalRead:
-    """A `with` block in which a read may fail: every failure but a refused key just ends it."""
+    """A `with` block in which a read may fail: any failure except a refused key is ignored."""
 
     def __enter__(self) -> None: ...
 
@@ -1093,7 +1117,7 @@ def wait_for_balance(
     last_check = end - min(LAST_CHECK_S, args.wait / 10)  # early enough for its response
     billing, failure, is_reached, is_told = billing_record({}), None, False, False
     while True:
-        # also after the end, if the computer slept: it sees what was paid meanwhile
+        # one check even after the end: if the computer slept, the payment may have arrived
         is_last, asked_s = clock.now() >= last_check, 0
         account.http.left_s = min(CHECK_S, args.timeout, max(LAST_CHECK_S, end - clock.now()))
         try:
@@ -1116,10 +1140,11 @@ def wait_for_balance(
         clock.sleep(max(0.0, min(gap_s, last_check - clock.now())))
     if not is_reached:
         clock.sleep(left_s)
-        known = billing["balance_microusd"] is not None
-        result = "Not paid: the balance is still too low." if known else "No check succeeded."
         why = f" The last check failed: {failure.message}." if failure else ""
-        console.note(f"{result}{why} Ask the payer before you wait again.")
+        result = f"Not paid: the balance is still too low.{why}"
+        if billing["balance_microusd"] is None:
+            result = "Every check of the balance failed."
+        console.note(f"{result} Ask the payer before you wait again.")
     billing.update(last_error=failure and failure.message, credit_rose=is_reached)
     return billing, failure
 
@@ -1160,25 +1185,26 @@ def after_payment(before: Json | None, cents: int) -> str:
     """The command that shows whether a payment of so many cents has arrived."""
     before_microusd = before["balance_microusd"] if before else None
     if before_microusd is None or before_microusd + cents * MICROUSD_PER_CENT <= 0:
-        return "balance"  # a wait could end at once because of credit from before, or never
+        # a wait could end at once (because of earlier credit), or never (the balance stays below 0)
+        return "balance"
     return wait_command(before_microusd // MICROUSD_PER_CENT + 1 if before_microusd > 0 else None)
 
 
 def check_amount(flag: str, amount: Amount, settings: Settings) -> None:
     """Raises Failure (usage) for an amount over the limit, or under a dollar. The hint is for a
-    number without a unit, which may be meant in the other one."""
+    number without a unit, which may have been meant in the other unit."""
     number, limit_cents, hint = amount.number, settings.max_topup_cents, ""
     if amount.cents > limit_cents:
         problem = f"over the limit of {usd_text(limit_cents)} (CACHEFORGE_MAX_TOPUP_USD)"
         hint = "Only the user should raise the limit."
     elif amount.cents < CENTS_PER_USD:
-        problem = f"below the least of {usd_text(CENTS_PER_USD)}"
+        problem = f"below the minimum of {usd_text(CENTS_PER_USD)}"
     else:
         return
     if amount.bare_unit == "usd" and number % CENTS_PER_USD == 0 and number <= limit_cents:
-        hint = f"It is in dollars. If you meant cents, write {number}c. {hint}"
+        hint = f"It was read as dollars. If you meant cents, write {number}c. {hint}"
     elif amount.bare_unit == "c" and 0 < number * CENTS_PER_USD <= limit_cents:
-        hint = f"It is in cents. If you meant dollars, write {number}usd. {hint}".strip()
+        hint = f"It was read as cents. If you meant dollars, write {number}usd. {hint}".strip()
     raise Failure("usage", f"{flag} is {usd_text(amount.cents)}, {problem}; nothing was sent", hint)
 
 
@@ -1232,7 +1258,7 @@ def change(
             raise lost from None
         message = f"the service accepted the change, but reading it back failed: {failure.message}"
         message += "; repeating is safe"
-        raise Failure("unreachable", message, response=failure.response) from None
+        raise Failure("unreachable", message, failure.hint, response=failure.response) from None
     return stored, holds(asked, stored), lost
 
 
@@ -1246,7 +1272,8 @@ def judge(held: bool | None, lost: Lost | None, words: str) -> None:
         message = f"{accepted} does not say what is stored; repeating is safe"
         raise Failure("unreachable", message)
     if not held:
-        raise Failure("failed", f"{accepted} {words}")
+        hint = "It may need a moment: look again in a minute before you repeat the change."
+        raise Failure("failed", f"{accepted} {words}", hint)
 
 
 def set_upstream(account: Account, args: Namespace) -> Report:
@@ -1281,7 +1308,7 @@ def set_upstream(account: Account, args: Namespace) -> Report:
 def read_provider_key(account: Account, args: Namespace) -> str | None:
     """The provider's key from where the command line says; None if it does not name one."""
     if args.api_key is not None and args.api_key_env is not None:
-        raise Failure("usage", "--api-key and --api-key-env exclude each other")
+        raise Failure("usage", "--api-key and --api-key-env cannot be used together")
     if args.api_key_env is not None:
         source = "the variable that --api-key-env names"
         name = args.api_key_env.upper() if os.name == "nt" else args.api_key_env
@@ -1320,7 +1347,8 @@ def create_key(account: Account, args: Namespace) -> Report:
         key = account.create_key(write)
         name = key_name(key)
         if file is None:
-            words = f"Store this new key now, because it is not shown again: {name}"
+            words = f"Store this new key now: it is not shown again. It is listed as {name}."
+            # printed here, because lost_key() has to say what happened if that fails
             console.deliver(Report(key, key["api_key"], words))
             return Report(None)
         console.save(file, key.pop("api_key"))
@@ -1354,11 +1382,15 @@ def revoke_key(account: Account, args: Namespace) -> Report:
     """`keys --revoke KEY_ID`. The key is looked up first, so that the question can name it."""
     console, settings, is_sure = account.console, account.settings, args.yes or args.dry_run
     if not is_sure and not console.has_person():
-        raise Failure("usage", "--revoke needs --yes if nobody can be asked; nothing was revoked")
-    unlisted = {"id": show(args.revoke, settings.secrets), "prefix": None, "label": None}
+        raise Failure(
+            "usage", "--revoke needs --yes if there is nobody to ask; nothing was revoked"
+        )
+    unlisted = {"id": printable(args.revoke, settings.secrets), "prefix": None, "label": None}
     unlisted.update(revoked=None, in_use=None)
     listed = account.keys(args.timeout / 3)
-    found = [key for key in listed if key["id"] == args.revoke]  # ids may look the same
+    found = [
+        key for key in listed if key["id"] == args.revoke
+    ]  # ids may look the same when printed
     key = min(found, key=lambda key: key["in_use"] is False, default=unlisted)
     name, warning = key_name(key), ""
     if key["revoked"] and not args.force and not args.dry_run:
@@ -1367,9 +1399,9 @@ def revoke_key(account: Account, args: Namespace) -> Report:
         warning = "No listed key has this id, so it may be the key in use."
     elif key["in_use"] is not False:
         may = "is" if key["in_use"] else "may be"
-        warning = f"{name} {may} the key in use here: what uses it stops working."
+        warning = f"{name} {may} the key in use here: whatever uses it stops working."
     if warning and not args.force:
-        hint = "Only the user should add --force, which revokes it all the same."
+        hint = "--force revokes it anyway; only the user should decide that."
         raise Failure("usage", f"nothing was revoked. {warning}", hint, "keys")
     write = revoke_write(args.revoke)
     if args.dry_run:
@@ -1379,7 +1411,7 @@ def revoke_key(account: Account, args: Namespace) -> Report:
         return dry_run_report(write, settings, text)
     if not is_sure and not console.ask(f"{warning} Revoke {name} for good?".strip()):
         raise Failure("usage", "not confirmed; nothing was revoked")
-    times = account.times_to_read() if key is not unlisted else ()  # its list proves nothing
+    times = account.times_to_read() if key is not unlisted else ()  # the list says nothing
     states = (key_state(account, key) for _ in times)
     _, held, lost = change(account, write, {"revoked": True}, states)
     if lost or held is False:
@@ -1450,8 +1482,14 @@ DRY_RUN = "print the request and its consequences, but do not send it"
 WAIT = f"(default {DEFAULT_WAIT_S:g} s); exit 4 if unpaid"
 OPTIONS = (  # command (empty: all), option and value, the options it goes with, default, help
     ("balance", "--min DOLLARS", "", "", "exit 4 if the balance is below this, such as 2.50"),
-    ("balance", "--wait [SECONDS]", "", "", f"check until it is above 0, or --min {WAIT}"),
-    ("topup", "--amount USD", "", "10", "whole dollars, or 2500c (default 10, usually the least)"),
+    ("balance", "--wait [SECONDS]", "", "", f"check until the balance is above 0, or --min {WAIT}"),
+    (
+        "topup",
+        "--amount USD",
+        "",
+        "10",
+        "whole dollars, or 2500c (default 10, usually the minimum)",
+    ),
     ("topup", "--method METHOD", "", "stripe", "stripe (card) or crypto (default stripe)"),
     ("topup", "--wait [SECONDS]", "", "", f"print the link, check until it is paid {WAIT}"),
     ("topup", "--dry-run", "", "", DRY_RUN),
@@ -1460,7 +1498,7 @@ OPTIONS = (  # command (empty: all), option and value, the options it goes with,
     ("auto-topup", "--threshold CENTS", "--enable", "200", "cents, or 2usd (default 200)"),
     ("auto-topup", "--amount CENTS", "--enable", "1000", "cents, or 10usd (default 1000)"),
     ("auto-topup", "--dry-run", "--enable or --disable", "", DRY_RUN),
-    ("upstream", "--set", "", "", "store what the other options say"),
+    ("upstream", "--set", "", "", "store the provider that the other options describe"),
     ("upstream", "--kind KIND", "--set", "", f"one of {', '.join(KINDS)}"),
     ("upstream", "--base-url URL", "--set", "", "the provider's address"),
     ("upstream", "--api-key KEY", "--set", "", "the provider's key; - reads it from stdin"),
@@ -1470,7 +1508,7 @@ OPTIONS = (  # command (empty: all), option and value, the options it goes with,
     ("keys", "--save FILE", "--create", "", "write the key to a new private file, do not show it"),
     ("keys", "--revoke KEY_ID", "", "", "revoke a key for good"),
     ("keys", "--yes", "--revoke", "", "do not ask"),
-    ("keys", "--force", "--revoke", "", "even if it is, or may be, the key in use"),
+    ("keys", "--force", "--revoke", "", "revoke it even if it is, or may be, the key in use"),
     ("keys", "--dry-run", "--create or --revoke", "", DRY_RUN),
     ("", "--help", "", "", "show this help and exit"),
     ("", "--version", "", "", "show the version and exit"),
@@ -1485,7 +1523,7 @@ examples:
   ops.py keys --create --save new.key
 
 exit codes:
-{"".join(f"  {code:<4} {meaning}{chr(10)}" for code, meaning in EXIT_CODES.values())}
+{"".join(f"  {code:<4} {meaning}{chr(10)}" for code, _, meaning in EXIT_CODES.values())}
 environment:
   CACHEFORGE_API_KEY              the account's key (required)
   CACHEFORGE_BASE_URL             the service (default {DEFAULT_BASE_URL})
@@ -1542,10 +1580,10 @@ class Parser(ArgumentParser):
 
 def read_value(kind: str, text: str) -> Any:
     """The value of an option, by the name that the help gives it. Raises Failure (usage)."""
-    choices = {"METHOD": tuple(METHODS), "KIND": KINDS}.get(kind, (text,))
+    choices = {"METHOD": tuple(PAYMENT_METHODS), "KIND": KINDS}.get(kind, (text,))
     if text not in choices:
         raise Failure("usage", f"write one of {', '.join(choices)}")
-    if not text.strip("."):
+    if not text or (kind == "KEY_ID" and not text.strip(".")):  # dots would be another path
         raise Failure("usage", "the value is empty, or only dots")
     if kind == "SECONDS":
         if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or float(text) == 0:
@@ -1573,7 +1611,8 @@ def build_parsers() -> dict[str, Parser]:
         parser.description = f"{words[0].upper()}{words[1:]}."
         parser.epilog = f"examples:\n  {parser.prog} {example}\n"
     parsers["help"] = group.add_parser("help", usage="ops.py help [COMMAND]")
-    parsers["help"].add_argument("topic", nargs="?", default="")
+    words = "the command to explain"
+    parsers["help"].add_argument("topic", nargs="?", default="", metavar="COMMAND", help=words)
     for name, spec, needs, _, words in OPTIONS:
         for parser in [parsers[name]] if name else parsers.values():
             parser.option(spec, f"with {needs}: {words}" if needs else words)
@@ -1596,12 +1635,12 @@ def parse(argv: Sequence[str]) -> Namespace | Report:
     if not command:
         raise Failure("usage", "a command is missing", parser.format_help().rstrip())
     if unknown:
-        what = "option" if unknown[0].startswith("-") else f"word; {command} takes options only"
+        what = "option" if unknown[0].startswith("-") else f"word; {command} takes only options"
         known = [option[1].partition(" ")[0] for option in OPTIONS if option[0] in ("", command)]
         parser.fail(f"unknown {what}", unknown[0].partition("=")[0], known)
     args.run = RUN[f"{command} {choose(parser, args)}".strip()]
     if args.timeout < 1:
-        parser.fail("--timeout: write at least 1")
+        parser.fail("--timeout must be at least 1")
     return args
 
 
@@ -1624,10 +1663,10 @@ def choose(parser: Parser, args: Namespace) -> str:
         setattr(args, name, value)
     deciding = [flag for flag in typed if f"{args.command} {flag}" in RUN] or [""]
     if len(deciding) > 1:
-        parser.fail(f"{deciding[0]} and {deciding[1]} exclude each other")
+        parser.fail(f"{deciding[0]} and {deciding[1]} cannot be used together")
     for flag, needs in typed.items():
         if needs and deciding[0] not in needs.split(" or "):
-            parser.fail(f"{flag} goes only with {needs}")
+            parser.fail(f"{flag} can only be used with {needs}")
     return deciding[0]
 
 
@@ -1637,12 +1676,12 @@ def choose(parser: Parser, args: Namespace) -> str:
 class Console:
     """The world outside: results go to standard output, everything else to standard error."""
 
-    is_asking = False  # a person: only then does the first signal interrupt at once
+    is_asking = False  # a person; then the first signal interrupts at once
     verbose = False
     if_stopped: Failure | None = None  # what to report if the command ends early
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self.as_json = "--json" in argv
+        self.as_json = "--json" in argv  # before parsing, whose errors are JSON, too
         self.clock = Clock()
         self.began = self.clock.now()
 
@@ -1659,7 +1698,7 @@ class Console:
             sys.stdout.write(to_json(data) + "\n" if self.as_json and data else text)
             sys.stdout.flush()
         except (OSError, ValueError) as error:
-            message = f"standard output did not take the result ({explain_io(error)})"
+            message = f"the result could not be written to standard output ({explain_io(error)})"
             if self.if_stopped:
                 message += f"; {self.if_stopped.message}"
             raise Lost("failed", message) from None
@@ -1730,7 +1769,7 @@ class Console:
     def _read_line(self, hidden: bool = False) -> str:
         self.is_asking = True
         try:
-            self.clock.check()
+            self.clock.raise_if_stopped()
             if hidden:
                 from getpass import getpass
 
@@ -1771,7 +1810,7 @@ class Console:
                     if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # on some file systems
                         raise
         except OSError as error:
-            message = f"the file did not take the new key ({explain_io(error)})"
+            message = f"the new key could not be written to the file ({explain_io(error)})"
             raise Lost("failed", message) from None
 
     @staticmethod
@@ -1798,7 +1837,7 @@ def run(argv: Sequence[str], console: Console) -> Report:
     settings = Settings(os.environ)
     if sys.stdout is None or sys.stdout.closed:
         raise Failure("usage", "standard output is closed; nothing was sent")
-    for name, value in settings.environ.items():  # which urllib and OpenSSL read themselves
+    for name, value in settings.environ.items():  # urllib and OpenSSL read these
         if re.fullmatch("(https?|no)_proxy|ssl_cert_file", name, re.IGNORECASE):
             os.environ[name] = value
     console.verbose = args.verbose
@@ -1815,7 +1854,8 @@ def as_failure(error: BaseException, if_stopped: Failure | None) -> Failure:
         failure = Failure("interrupted", about.message, next=about.next)
         failure.retryable = about.retryable
         return failure
-    trace, line = error.__traceback__, 0  # not the text of the error, which could quote a secret
+    # only the line is reported: the text of the error could quote a secret
+    trace, line = error.__traceback__, 0
     while trace:
         line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == __file__ else line
         trace = trace.tb_next
@@ -1842,8 +1882,8 @@ def start() -> NoReturn:
     import signal
 
     if sys.stdout is not None:
-        # with PYTHONUNBUFFERED=1 Python ignores short writes, and half a key would count as
-        # printed; and a name in Japanese must not fail on an ASCII terminal
+        # a buffer, because PYTHONUNBUFFERED=1 ignores short writes: half a key would count as
+        # printed; backslashes, because a name in Japanese must not fail on an ASCII terminal
         out, errors = sys.stdout, "backslashreplace"
         sys.stdout = open(out.fileno(), "w", -1, out.encoding, errors, closefd=False)  # noqa: SIM115
     console = Console(sys.argv)
@@ -1852,7 +1892,7 @@ def start() -> NoReturn:
     def stop(number: int, frame: object) -> None:
         is_first = clock.stopped_at is None
         clock.stopped_at = clock.stopped_at or time.monotonic()
-        # a second signal ends what blocks, such as standard output; two at once count as one
+        # a second signal interrupts what blocks, such as standard output; two at once are one
         if console.is_asking or (not is_first and time.monotonic() > clock.stopped_at + 1):
             raise KeyboardInterrupt
 
