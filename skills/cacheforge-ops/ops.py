@@ -1490,7 +1490,7 @@ OPTIONS = (  # command (empty: all), option and value, the options it goes with,
         "10",
         "whole dollars, or 2500c (default 10, usually the minimum)",
     ),
-    ("topup", "--method METHOD", "", "stripe", "stripe (card) or crypto (default stripe)"),
+    ("topup", "--method METHOD", "", "stripe", "stripe or card, or crypto (default stripe)"),
     ("topup", "--wait [SECONDS]", "", "", f"print the link, check until it is paid {WAIT}"),
     ("topup", "--dry-run", "", "", DRY_RUN),
     ("auto-topup", "--enable", "", "", "charge the saved card when the balance is low"),
@@ -1580,6 +1580,8 @@ class Parser(ArgumentParser):
 
 def read_value(kind: str, text: str) -> Any:
     """The value of an option, by the name that the help gives it. Raises Failure (usage)."""
+    if kind == "METHOD" and text == "card":  # what people call it
+        return "stripe"
     choices = {"METHOD": tuple(PAYMENT_METHODS), "KIND": KINDS}.get(kind, (text,))
     if text not in choices:
         raise Failure("usage", f"write one of {', '.join(choices)}")
