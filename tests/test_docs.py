@@ -431,7 +431,9 @@ class Snippets(unittest.TestCase):
 
     def test_the_key_of_a_job_is_revoked_at_its_end(self) -> None:
         with Sandbox() as box:
-            done = self.paste(self.snippet("python3 skills/cacheforge-ops/ops.py keys"), **box.env)
+            done = self.paste(
+                self.snippet("set -e\npython3 skills/cacheforge-ops/ops.py keys"), **box.env
+            )
             self.assertEqual(done.exit, 0, done)
             self.assertIn("Balance       $12.34", done.out)
             own, job = box.account.keys
@@ -443,7 +445,7 @@ class Snippets(unittest.TestCase):
     def test_a_job_that_gets_no_key_revokes_none(self) -> None:
         with Sandbox() as box:
             box.add_faults("POST /v1/account/keys", 400)
-            script = "set -e\n" + self.snippet("python3 skills/cacheforge-ops/ops.py keys")
+            script = self.snippet("set -e\npython3 skills/cacheforge-ops/ops.py keys")
             self.assertEqual(self.paste(script, **box.env).exit, 1)
             self.assertEqual(box.calls("POST"), ["POST /v1/account/keys"])
 

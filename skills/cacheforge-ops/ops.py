@@ -301,8 +301,10 @@ def get(fields: object, name: str, kind: type[T]) -> T | None:
 
 def reason(value: object, depth: int = 5) -> str:
     """What the JSON of an error says, in any of the common shapes; empty if it says nothing."""
-    if isinstance(value, str) or not depth:
-        return value if isinstance(value, str) else ""
+    if isinstance(value, str):
+        return "" if value.lstrip().startswith("<") else value  # no HTML
+    if not depth:
+        return ""
     if isinstance(value, dict):
         found = (reason(value.get(name), depth - 1) for name in REASON_NAMES.split())
         told = next(filter(None, found), "")
@@ -384,6 +386,7 @@ def find_proxy(settings: Settings) -> tuple[str, str]:
         split_url(f"http://{match[1] if match else ''}")
     except ValueError:
         hint = "Percent-encode special characters in USER and PASSWORD: write @ as %40."
+        hint = hint if "@" in proxy else ""
         message = f"{source} is not http://[USER:PASSWORD@]HOST[:PORT]"
         raise Failure("usage", message, hint) from None
     return proxy, source
@@ -522,6 +525,8 @@ class Exchange:
                 self.status, self.headers = response.status, response.headers
                 self._read(response)
                 self.error = None
+        except KeyboardInterrupt:  # if there is no thread
+            raise
         except BaseException as error:  # the reason of a URLError is what went wrong
             cause = getattr(error, "reason", None)
             self.error = cause if isinstance(cause, BaseException) else error
@@ -572,9 +577,9 @@ class Exchange:
             return ""
         if self.value is not None:
             return reason(self.value)
-        text = self.body.decode("utf-8", "replace").strip()
-        is_text = text[:1] not in ("<", "{", "[") and "html" not in self.header("Content-Type")
-        return text if is_text else ""
+        text = self.body.decode("utf-8", "replace").strip("\ufeff \t\r\n")
+        is_html = "html" in self.header("Content-Type").lower()
+        return "" if is_html or text[:1] in ("<", "{", "[") else text
 
 
 def explain_error(exchange: Exchange, host: str) -> tuple[str, str, str]:
@@ -598,7 +603,7 @@ def explain_error(exchange: Exchange, host: str) -> tuple[str, str, str]:
     if kind in ("TimeoutError", "timeout"):  # the latter in Python 3.9
         return "unreachable", f"no complete response from {where} in time", hint
     if "SSL" in kind:
-        return "unreachable", f"{where} does not speak TLS, which https needs", hint
+        return "unreachable", f"the TLS connection to {where} failed", hint
     if not isinstance(error, OSError) and kind != "IncompleteRead":
         return "failed", f"{where} sent something that is not HTTP", hint
     if reason and not exchange.sent:
@@ -610,12 +615,15 @@ def explain_status(exchange: Exchange) -> tuple[str, str, str]:
     """What a useless response means by its status: the code, message and hint of the failure."""
     status, is_json = exchange.status or 0, isinstance(exchange.value, dict)
     if exchange.is_ok and not says_no(exchange.value):
+        if len(exchange.body) > MAX_BODY_BYTES:
+            return "failed", "the service sent more than 4 MiB", URL_HINT
         kind = printable(exchange.header("Content-Type") or "no content type", exchange.secrets)
         return "failed", f"the service sent no JSON object ({kind})", URL_HINT
     if status == 429 or (status == 403 and exchange.header("Retry-After")):
         return "unreachable", "the service is limiting the rate of requests", ""
     if status == 401 or (status == 403 and is_json):
-        return "unauthorized", "the service refused the API key", "Check CACHEFORGE_API_KEY."
+        words = "refused" if status == 401 else "does not allow this with"
+        return "unauthorized", f"the service {words} the API key", "Check CACHEFORGE_API_KEY."
     if status == 402:
         return "payment_required", "the service requires payment: the credit is used up", ""
     if status == 407:
@@ -668,7 +676,7 @@ class Http:
         # 303 means that it was carried out, 408 that nobody knows
         is_refused = 300 <= status < 500 and status not in (303, 408)
         if exchange.is_ok:
-            is_refused = says_no(value) and not get(value, field, str)
+            is_refused = says_no(value) and not (get(value, field, str) or "").strip()
             if not is_refused and (isinstance(value, dict) or not field):
                 return value
         failure = self._failure(exchange)
@@ -701,7 +709,7 @@ class Http:
         if self.console.verbose:
             status, request_id = exchange.status or "no response", exchange.request_id or "-"
             line = f"{call[0]} {call[1]}: {status}, {took_s * 1000:.0f} ms, id {request_id}"
-            self.console.note(redact(line, secrets))
+            self.console.note(line)
         return exchange
 
     def _failure(self, exchange: Exchange) -> Failure:
@@ -800,10 +808,7 @@ class Account:
         keys = []
         for item in items:
             key = self._texts(item, id="id", prefix="prefix", label="label", **times)
-            is_flagged = get(item, "revoked", bool)
-            is_told = is_flagged is not None or "revokedAt" in item
-            # revokedAt may have any form, such as a number
-            key["revoked"] = bool(is_flagged or item.get("revokedAt")) if is_told else None
+            key["revoked"] = is_revoked(item)
             keys.append(key)
         mark_key_in_use(keys, [get(item, "prefix", str) or "" for item in items], self.settings)
         return keys
@@ -851,6 +856,19 @@ def billing_record(billing: Json) -> Json:
     }
 
 
+def is_revoked(item: Json) -> bool | None:
+    """Whether a listed key is marked as revoked; None if the service does not say it plainly."""
+    flag, date = get(item, "revoked", bool), item.get("revokedAt")
+    is_date = isinstance(date, str) and re.match("[0-9]{4}-", date)
+    if isinstance(date, str) and (not date or date.startswith("0001-")):
+        date = None  # as some services write "no time"
+    if flag is not None:
+        return flag if flag or date is None else None
+    if date is None:
+        return False if "revokedAt" in item else None
+    return True if is_date or isinstance(date, (int, float)) else None
+
+
 def mark_key_in_use(keys: list[Json], prefixes: list[str], settings: Settings) -> None:
     """Set `in_use` of each key: true, false, or None if it may be the key of this account.
 
@@ -864,7 +882,7 @@ def mark_key_in_use(keys: list[Json], prefixes: list[str], settings: Settings) -
         if not key["revoked"]:
             text = prefix.strip().casefold()
             shared_chars = len(os.path.commonprefix([text, own]))  # noqa: RUF071
-            ends_there = not text[shared_chars : shared_chars + 1].isalnum()
+            ends_there = not text[shared_chars : shared_chars + 1].isalnum() or text in own
             live.append((key, shared_chars, ends_there))
     most = max([POSSIBLE_MATCH_CHARS, *(shared_chars for _, shared_chars, _ in live)])
     found = [(key, chars) for key, chars, ends_there in live if chars == most or ends_there]
@@ -888,8 +906,9 @@ def holds(asked: Any, stored: Any) -> bool | None:
     if isinstance(asked, dict):
         parts = [holds(value, stored.get(name)) for name, value in asked.items()]
         return False if False in parts else None if None in parts else True
-    if isinstance(asked, str):
-        return asked.rstrip("/").lower() == str(stored).rstrip("/").lower()
+    if isinstance(asked, str):  # in a URL, only scheme and host have no case
+        texts = (text.rstrip("/") for text in (asked, str(stored)))
+        asked, stored = (re.sub("^([^/]*//)?[^/]*", lambda m: m[0].lower(), text) for text in texts)
     return bool(asked == stored)
 
 
@@ -1024,15 +1043,14 @@ def key_name(key: Json) -> str:
 
 def revoked_report(key: Json, confirmed: bool) -> Report:
     """Which key was revoked, and whether the list of keys shows it."""
-    words = "was already revoked" if key["revoked"] else "is revoked"
-    doubt = (
-        ""
-        if confirmed
-        else "The service accepted this, but the list does not show the key as revoked."
-    )
+    words = f"{key_name(key)} {'was already' if key['revoked'] else 'is'} revoked"
+    if not confirmed:
+        words = (
+            f"The service accepted it, but the list of keys does not confirm it: {key_name(key)}"
+        )
     revoked = {name: key[name] for name in ("id", "prefix", "label")}
     data = {"revoked": revoked, "already": bool(key["revoked"]), "confirmed": confirmed}
-    return Report(data, f"{key_name(key)} {words}", doubt)
+    return Report(data, words)
 
 
 def dry_run_report(write: Call, settings: Settings, message: str = "") -> Report:
@@ -1131,9 +1149,12 @@ def wait_for_balance(
             failure = error
             asked_s = (error.response and error.response.retry_after_s) or 0
         left_s = max(0.0, end - clock.now())
-        if is_reached or is_last or asked_s > left_s:
+        if is_reached or is_last:
             break
-        if not is_told:
+        if asked_s > left_s:
+            console.note(f"The service wants no request for {asked_s} s: no more checks.")
+            break
+        if not is_told and left_s > 1:
             console.note(f"Waiting up to {args.wait:g} s for the balance to rise.")
             is_told = True
         gap_s = max(poll_gap_s(args.wait - left_s), asked_s)
@@ -1141,10 +1162,11 @@ def wait_for_balance(
     if not is_reached:
         clock.sleep(left_s)
         why = f" The last check failed: {failure.message}." if failure else ""
-        result = f"Not paid: the balance is still too low.{why}"
+        advice = "Ask the payer before you wait again."
         if billing["balance_microusd"] is None:
-            result = "Every check of the balance failed."
-        console.note(f"{result} Ask the payer before you wait again.")
+            console.note("Every check of the balance failed: nobody knows whether it was paid.")
+        else:
+            console.note(f"Not paid: the balance is still too low.{why} {advice}")
     billing.update(last_error=failure and failure.message, credit_rose=is_reached)
     return billing, failure
 
@@ -1256,7 +1278,7 @@ def change(
     except Failure as failure:
         if lost:
             raise lost from None
-        message = f"the service accepted the change, but reading it back failed: {failure.message}"
+        message = f"the change was not refused, but reading it back failed: {failure.message}"
         message += "; repeating is safe"
         raise Failure("unreachable", message, failure.hint, response=failure.response) from None
     return stored, holds(asked, stored), lost
@@ -1264,7 +1286,7 @@ def change(
 
 def judge(held: bool | None, lost: Lost | None, words: str) -> None:
     """Raises Failure unless a change is stored. `words` say what is stored instead."""
-    accepted = "the service accepted the change, but"
+    accepted = "the service did not refuse the change, but"
     if lost and not held:
         message = lost.message + (f" ({words})" if held is False else "")
         raise Failure("unreachable", message, response=lost.response)
@@ -1281,12 +1303,13 @@ def set_upstream(account: Account, args: Namespace) -> Report:
     kind, base_url = args.kind, args.base_url
     if kind == "openai":  # the service knows it as a custom provider
         kind, base_url = "custom", base_url or "https://api.openai.com"
-        account.console.note(f"openai is stored as custom with {base_url}")
     if kind == "custom" and base_url is None:
         raise Failure("usage", "--kind custom needs --base-url, the address of the provider")
     if base_url is not None:
         check_url(base_url, "--base-url", account.settings.allow_http)
     key = read_provider_key(account, args)
+    if args.kind == "openai":
+        account.console.note(f"openai is stored as custom with {base_url}")
     fields = {"kind": kind, "baseUrl": base_url, "apiKey": key}
     body = {name: value for name, value in fields.items() if value is not None}
     if not body:
@@ -1316,7 +1339,7 @@ def read_provider_key(account: Account, args: Namespace) -> str | None:
     elif args.api_key is None:
         return None
     elif args.api_key == "-":
-        source, key = "standard input", account.console.read_secret()
+        source, key = "the key on standard input", account.console.read_secret()
     else:
         source, key = "--api-key", args.api_key.strip()
         account.console.note(
@@ -1335,7 +1358,7 @@ def read_provider_key(account: Account, args: Namespace) -> str | None:
 
 def create_key(account: Account, args: Namespace) -> Report:
     """`keys --create`, perhaps with `--save`."""
-    console, before, file = account.console, None, None
+    console, before, file, key = account.console, None, None, None
     write: Call = ("POST", KEYS, {})
     if args.dry_run:
         return dry_run_report(write, account.settings)
@@ -1356,18 +1379,22 @@ def create_key(account: Account, args: Namespace) -> Report:
         if file is not None:
             console.discard(file)
         if isinstance(error, Lost):
-            raise lost_key(account, before, error) from None
+            raise lost_key(account, before, key, error) from None
         raise
     console.if_stopped = Failure("failed", "the new key is saved in the file")
-    return Report({**key, "saved_to": args.save}, f"The new key {name} is saved to {args.save}")
+    path = printable(args.save, account.settings.secrets)
+    return Report({**key, "saved_to": path}, f"The new key {name} is saved to {path}")
 
 
-def lost_key(account: Account, before: list[Json] | None, lost: Lost) -> Failure:
-    """What to report if the secret of a new key was lost: also what is new in the list of keys."""
+def lost_key(account: Account, before: list[Json] | None, key: Json | None, lost: Lost) -> Failure:
+    """What to report if the secret of a new key was lost: also which key it is, as the response
+    says, or what is new in the list of keys."""
     found = "the list of keys could not be compared with the one before"
     hint = "If a key is listed that nobody created on purpose, revoke it."
-    if before is not None:
-        known = [(key["id"], key["prefix"]) for key in before]
+    if key is not None:
+        found = f"the key that was created is {key_name(key)}"
+    elif before is not None:
+        known = {(key["id"], key["prefix"]) for key in before}
         with OptionalRead():
             listed = account.keys()
             new = [key_name(key) for key in listed if (key["id"], key["prefix"]) not in known]
@@ -1378,28 +1405,34 @@ def lost_key(account: Account, before: list[Json] | None, lost: Lost) -> Failure
     return Failure("uncertain", f"{lost.message}; {found}", hint, "keys", lost.response)
 
 
+def find_key(account: Account, args: Namespace) -> tuple[Json, str]:
+    """The key that `--revoke` names, and why revoking it needs `--force`; empty if it does not."""
+    key_id = args.revoke
+    if printable(key_id, account.settings.secrets) != key_id or "<hidden>" in key_id:
+        message = "--revoke needs the id of a key, as keys lists it; nothing was revoked"
+        raise Failure("usage", message, next="keys")
+    found = [key for key in account.keys(args.timeout / 3) if key["id"] == key_id]
+    if not found:
+        key = {"id": key_id, "prefix": None, "label": None, "revoked": None, "in_use": None}
+        return key, "No listed key has this id: check it. It may be the key in use."
+    # ids may look the same when printed: then take the one that may be in use
+    key = min(found, key=lambda key: (key["revoked"] is True, key["in_use"] is False))
+    if key["in_use"] is False:
+        return key, ""
+    may = "is" if key["in_use"] else "may be"
+    return key, f"{key_name(key)} {may} the key in use here: whatever uses it stops working."
+
+
 def revoke_key(account: Account, args: Namespace) -> Report:
     """`keys --revoke KEY_ID`. The key is looked up first, so that the question can name it."""
-    console, settings, is_sure = account.console, account.settings, args.yes or args.dry_run
+    console, is_sure = account.console, args.yes or args.dry_run
     if not is_sure and not console.has_person():
-        raise Failure(
-            "usage", "--revoke needs --yes if there is nobody to ask; nothing was revoked"
-        )
-    unlisted = {"id": printable(args.revoke, settings.secrets), "prefix": None, "label": None}
-    unlisted.update(revoked=None, in_use=None)
-    listed = account.keys(args.timeout / 3)
-    found = [
-        key for key in listed if key["id"] == args.revoke
-    ]  # ids may look the same when printed
-    key = min(found, key=lambda key: key["in_use"] is False, default=unlisted)
-    name, warning = key_name(key), ""
+        message = "--revoke needs --yes if there is nobody to ask; nothing was revoked"
+        raise Failure("usage", message)
+    key, warning = find_key(account, args)
+    name, is_listed = key_name(key), "created_at" in key
     if key["revoked"] and not args.force and not args.dry_run:
         return revoked_report(key, confirmed=True)
-    if key is unlisted:
-        warning = "No listed key has this id, so it may be the key in use."
-    elif key["in_use"] is not False:
-        may = "is" if key["in_use"] else "may be"
-        warning = f"{name} {may} the key in use here: whatever uses it stops working."
     if warning and not args.force:
         hint = "--force revokes it anyway; only the user should decide that."
         raise Failure("usage", f"nothing was revoked. {warning}", hint, "keys")
@@ -1408,11 +1441,11 @@ def revoke_key(account: Account, args: Namespace) -> Report:
         text = warning or f"{name} stops working for good."
         if key["revoked"] and not args.force:
             text = f"{name} is revoked already: without --force nothing is sent."
-        return dry_run_report(write, settings, text)
+        return dry_run_report(write, account.settings, text)
     if not is_sure and not console.ask(f"{warning} Revoke {name} for good?".strip()):
         raise Failure("usage", "not confirmed; nothing was revoked")
-    times = account.times_to_read() if key is not unlisted else ()  # the list says nothing
-    states = (key_state(account, key) for _ in times)
+    # the list cannot confirm that an unlisted key is revoked
+    states = (key_state(account, key) for _ in (account.times_to_read() if is_listed else ()))
     _, held, lost = change(account, write, {"revoked": True}, states)
     if lost or held is False:
         judge(held, lost, "the list shows the key as not revoked")
@@ -1434,16 +1467,16 @@ def key_state(account: Account, key: Json) -> Json:
 def show_info(account: Account, args: Namespace) -> Report:
     """`info`."""
     tenant, settings = account.tenant(), account.settings
-    keys = tenant["active_keys"]
+    keys, base_url = tenant["active_keys"], redact(settings.base_url, settings.secrets)
     name = f" ({tenant['name']})" if tenant["name"] else ""
     provider = {True: "configured", False: "not configured", None: "unknown"}
     return Report(
-        {"tenant": tenant, "base_url": settings.base_url, "api_key": settings.mask_key()},
+        {"tenant": tenant, "base_url": base_url, "api_key": settings.mask_key()},
         ("Tenant", f"{tenant['id'] or 'unknown'}{name}"),
         ("Status", tenant["status"] or "unknown"),
         ("Provider", provider[tenant["upstream_configured"]]),
         ("Active keys", "unknown" if keys is None else str(keys)),
-        ("Service", settings.base_url),
+        ("Service", base_url),
         ("API key", settings.mask_key()),
     )
 
@@ -1585,8 +1618,9 @@ def read_value(kind: str, text: str) -> Any:
     choices = {"METHOD": tuple(PAYMENT_METHODS), "KIND": KINDS}.get(kind, (text,))
     if text not in choices:
         raise Failure("usage", f"write one of {', '.join(choices)}")
-    if not text or (kind == "KEY_ID" and not text.strip(".")):  # dots would be another path
-        raise Failure("usage", "the value is empty, or only dots")
+    # an id of dots would be another path
+    if not text or (kind == "KEY_ID" and not (text.isprintable() and text.strip("."))):
+        raise Failure("usage", "the value is empty or not valid")
     if kind == "SECONDS":
         if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or float(text) == 0:
             raise Failure("usage", "write a number of seconds, such as 30")
@@ -1594,8 +1628,10 @@ def read_value(kind: str, text: str) -> Any:
     if kind not in ("DOLLARS", "USD", "CENTS"):
         return text
     amount = Amount(text, "c" if kind == "CENTS" else "usd", decimals=kind != "USD")
-    if kind == "USD" and (amount.cents % CENTS_PER_USD or not amount.cents):
-        raise Failure("usage", "write whole dollars, more than 0 (shells turn $10 into 0)")
+    if kind == "USD" and not amount.cents:
+        raise Failure("usage", "write more than 0 (shells turn an unquoted $10 into 0)")
+    if kind == "USD" and amount.cents % CENTS_PER_USD:
+        raise Failure("usage", "write whole dollars")
     return amount
 
 
@@ -1634,10 +1670,14 @@ def parse(argv: Sequence[str]) -> Namespace | Report:
         if topic not in parsers:
             parser.fail("unknown command", topic, COMMANDS)
         return Report({}, parsers[topic].format_help().rstrip())
-    if not command:
+    if not command and not unknown:
         raise Failure("usage", "a command is missing", parser.format_help().rstrip())
     if unknown:
-        what = "option" if unknown[0].startswith("-") else f"word; {command} takes only options"
+        what = (
+            "option"
+            if unknown[0].startswith("-")
+            else f"word; {command or 'this'} takes only options"
+        )
         known = [option[1].partition(" ")[0] for option in OPTIONS if option[0] in ("", command)]
         parser.fail(f"unknown {what}", unknown[0].partition("=")[0], known)
     args.run = RUN[f"{command} {choose(parser, args)}".strip()]
@@ -1681,6 +1721,7 @@ class Console:
     is_asking = False  # a person; then the first signal interrupts at once
     verbose = False
     if_stopped: Failure | None = None  # what to report if the command ends early
+    secrets: Sequence[str] = ()
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.as_json = "--json" in argv  # before parsing, whose errors are JSON, too
@@ -1699,7 +1740,7 @@ class Console:
         try:
             sys.stdout.write(to_json(data) + "\n" if self.as_json and data else text)
             sys.stdout.flush()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # None if it was closed at the start
             message = f"the result could not be written to standard output ({explain_io(error)})"
             if self.if_stopped:
                 message += f"; {self.if_stopped.message}"
@@ -1710,25 +1751,27 @@ class Console:
         """Print a failure as a few lines or one JSON object."""
         response, next_step = failure.response, self._command(failure.next)
         request_id = response and response.request_id
+        message, hint = (redact(text, self.secrets) for text in (failure.message, failure.hint))
         error = {
             "code": failure.code,
-            "message": failure.message,
+            "message": message,
             "exit": failure.exit,
             "http_status": response and response.status,
             "request_id": request_id,
             "retryable": failure.retryable,
             "retry_after_seconds": response and response.retry_after_s,
-            "hint": failure.hint or None,
+            "hint": hint or None,
             "next": next_step,
         }
         request = f" [request {request_id}]" if request_id else ""
-        lines = [f"{failure.code}: {failure.message}{request}", failure.hint]
+        lines = [f"{failure.code}: {message}{request}", hint]
         lines += [f"Next: {next_step}"] if next_step else []
         text = "\n".join(filter(None, lines))
         self._write_error(to_json({"error": error}) if self.as_json else text)
 
     def note(self, line: str) -> None:
         """Print a line to standard error."""
+        line = redact(line, self.secrets)
         self._write_error(to_json({"note": line}) if self.as_json else line)
 
     @staticmethod
@@ -1746,7 +1789,7 @@ class Console:
         if not words:
             return None
         path, is_windows = sys.argv[0], os.name == "nt"
-        if not re.fullmatch(r"[A-Za-z0-9_./\\:~-]+", path):
+        if not re.fullmatch(r"[A-Za-z0-9_./\\:~-]+" if is_windows else "[A-Za-z0-9_./:-]+", path):
             from shlex import quote
 
             path = f'"{path}"' if is_windows else quote(path)
@@ -1808,6 +1851,8 @@ class Console:
                 file.flush()
                 try:
                     os.fsync(file.fileno())
+                except KeyboardInterrupt:  # a second signal; but the key is in the file
+                    pass
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # on some file systems
                         raise
@@ -1842,7 +1887,7 @@ def run(argv: Sequence[str], console: Console) -> Report:
     for name, value in settings.environ.items():  # urllib and OpenSSL read these
         if re.fullmatch("(https?|no)_proxy|ssl_cert_file", name, re.IGNORECASE):
             os.environ[name] = value
-    console.verbose = args.verbose
+    console.verbose, console.secrets = args.verbose, settings.secrets
     report: Report = args.run(Account(Http(settings, console, args.timeout)), args)
     return report
 
