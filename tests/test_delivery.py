@@ -256,6 +256,11 @@ class StoredSettings(SandboxTest):
         self.assertRegex(self.error_of(result)["words"], r"\$45\b")
         self.assertLessEqual(self.clock.passed_s, 1)
 
+    def test_the_path_of_an_address_has_case(self) -> None:
+        stored = {"kind": "custom", "baseUrl": "https://x.example/API"}
+        result = self.change(self.CASES[2], False, *[{"configured": True, "upstream": stored}] * 9)
+        self.assertEqual(result.exit, 1, result)
+
     def test_an_address_is_compared_without_case_and_final_slash(self) -> None:
         stored = {"kind": "Custom", "baseUrl": "https://X.example/api/"}
         result = self.change(self.CASES[2], False, {"configured": True, "upstream": stored})

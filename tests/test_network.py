@@ -227,6 +227,21 @@ class Connections(SandboxTest):
             self.assertEqual((result.exit, result.err), (0, ""), result)
         check_never_sent(self, lost)
 
+    def test_a_brace_in_a_string_does_not_delay_the_end(self) -> None:
+        body = b'{"billing": {"creditBalanceMicrousd": 1}, "note": "a { in a string"}'
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+        def serve(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(head + body)
+            connection.recv(1)  # the connection stays open until the client leaves
+
+        with listening(serve) as url:
+            began = time.monotonic()
+            result = run_at(url, "balance", "--timeout", "20")
+        self.assertEqual(result.exit, 0, result)
+        self.assertLess(time.monotonic() - began, 10)
+
     def test_without_a_thread_the_request_runs_all_the_same(self) -> None:
         for line in ("balance", "keys --create"):
             result = run_changed(NO_THREADS, *line.split(), **self.box.env)

@@ -35,6 +35,7 @@ IN_USE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     (DEFAULT_KEY, (None, 42, "cf_1234567ab"), (None, None, False)),
     (DEFAULT_KEY, ("****cdef", "cf_1234567ab"), (None, False)),
     (DEFAULT_KEY, ("cf_...", "cf_1234567ab"), (None, False)),
+    (DEFAULT_KEY, ("sandbox_0123", "cf_s234567ab"), (None, None)),  # without its beginning
     (DEFAULT_KEY, ("cf_sandbox_\u2026", "cf_1234567ab"), (True, False)),
     (LIVE, ("cf_live_9abc", "cf_live_1111"), (True, False)),
     (LIVE, ("cf_live_1111", "cf_live_2222"), (None, None)),
@@ -79,6 +80,38 @@ class Guarded(SandboxTest):
                     self.assertEqual(self.sent(), [])
                     self.ops(*argv, "--force")
                     self.assertEqual(self.sent(), [call])
+
+    def test_a_key_is_revoked_only_if_that_is_said_plainly(self) -> None:
+        said: tuple[tuple[dict[str, Any], Any], ...] = (
+            *(({"revokedAt": "2026-01-02T03:04:05Z"}, True), ({"revokedAt": 1767225600}, True)),
+            *(({"revoked": True}, True), ({"revoked": True, "revokedAt": None}, True)),
+            *(({"revokedAt": None}, False), ({"revoked": False}, False), ({}, None)),
+            *(({"revokedAt": "0001-01-01T00:00:00Z"}, False), ({"revokedAt": ""}, False)),
+            *(({"revokedAt": "never"}, None), ({"revokedAt": {}}, None)),
+            ({"revoked": False, "revokedAt": "0001-01-01T00:00:00Z"}, False),
+            ({"revoked": False, "revokedAt": "2026-01-02T03:04:05Z"}, None),
+        )
+        for fields, revoked in said:
+            with self.subTest(fields=fields):
+                self.list_keys("cf_sandbox_0", {"prefix": "cf_other", **fields})
+                self.assertIs(self.ok("keys", "--json").json["keys"][1]["revoked"], revoked)
+                self.script(REVOKE % "k1", reply({"ok": True}))
+                self.ops("keys", "--revoke", "k1", "--yes", "--json")
+                self.assertEqual(self.sent(), [] if revoked else [REVOKE % "k1"])
+
+    def test_ids_that_look_the_same_do_not_get_round_the_guard(self) -> None:
+        own = {"id": "k1", "prefix": "cf_sandbox_0"}
+        for other in ("k\u200b1", "k1"):
+            for marks in ({}, {"revoked": True}):
+                self.list_keys({"id": other, "prefix": "cf_other", **marks}, own)
+                self.failure(2, "keys", "--revoke", "k1", "--yes")
+                self.assertEqual(self.sent(), [])
+
+    def test_the_id_of_a_key_is_neither_a_key_nor_bytes_nor_dots(self) -> None:
+        for key_id in (DEFAULT_KEY, "<hidden>", "k\udcff", "..", "k\u200b1"):
+            error = self.failure(2, "keys", "--revoke", key_id, "--yes", "--force")
+            self.assertNotIn("bug", error["words"])
+            self.assertEqual(self.sent(), [])
 
     def test_the_best_match_beside_a_mask_stays_guarded(self) -> None:
         self.list_keys("cf_sandbox_0", "cf_...", "cf_1234567ab")

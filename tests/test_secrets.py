@@ -144,6 +144,17 @@ class OneCheck(KeyTest):
 
 
 class Hidden(KeyTest):
+    def test_the_key_is_hidden_in_what_the_user_gave(self) -> None:
+        url = f"{self.box.url}/{DEFAULT_KEY}"
+        for argv in (("info",), ("balance", "--verbose")):
+            result = self.ops(*argv, CACHEFORGE_BASE_URL=url)
+            self.assertNotIn(DEFAULT_KEY, result.out + result.err)
+        base_url = f"https://h.example/{DEFAULT_KEY}"
+        line = f"upstream --set --kind openai --dry-run --base-url {base_url}"
+        result = self.ops(*line.split())
+        self.assertEqual(result.exit, 0, result)
+        self.assertNotIn(DEFAULT_KEY, result.out + result.err)
+
     def pieces(self, secret: str) -> list[str]:
         """What services make of a key that they echo; 16 characters of it are enough."""
         return [
