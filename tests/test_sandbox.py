@@ -275,7 +275,6 @@ class Wire(SandboxTest):
             ("GET /v1/account/keys/key_1/revoke", "POST"),
             ("OPTIONS /v1/chat/completions", "POST"),
             ("PUT /pay/open", "GET, HEAD, POST"),
-            ("POST /pay/open/cancel", "GET, HEAD"),
         ):
             self.box.account.links["open"] = sandbox.Link("open", 10, "stripe")
             reply = self.ask(call)
@@ -365,12 +364,6 @@ class Wire(SandboxTest):
             self.assertIn(part, reply.text)
         self.assertEqual(self.box.calls(), [CHAT])
 
-    def test_a_browser_that_looks_for_an_icon_makes_no_noise(self) -> None:
-        lines: list[str] = []
-        self.box.log = lines.append
-        self.assertEqual(self.ask("GET /favicon.ico").text, "")
-        self.assertEqual((lines, self.box.requests), ([], []))
-
 
 SCHEMA: Any = {
     "type": "object",
@@ -382,17 +375,16 @@ SCHEMA: Any = {
         "now": {"type": "boolean"},
         "unit": {"$ref": "#/$defs/Unit"},
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        "zone": {"type": ["string", "null"]},
-        "when": {"type": "object", "required": ["day"], "properties": {"day": {"const": 5}}},
-        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "when": {"type": "object", "required": ["day"], "properties": {"day": {"type": "number"}}},
+        "tags": {"type": "array", "items": {"type": "string"}},
         "free": {},
         "left_out": {"type": "string"},
     },
-    "required": ["city", "days", "share", "now", "unit", "note", "zone", "when", "tags", "free"],
+    "required": ["city", "days", "share", "now", "unit", "note", "when", "tags", "free"],
 }
 ARGUMENTS: Any = {
     **{"city": "sample...", "days": 3, "share": 0.5, "now": True, "unit": "C", "note": "sample"},
-    **{"zone": "sample", "when": {"day": 5}, "tags": ["sample"], "free": "sample"},
+    **{"when": {"day": 1}, "tags": [], "free": "sample"},
 }
 
 
@@ -515,7 +507,8 @@ class Control(SandboxTest):
     def test_mistakes_are_400_with_the_reason(self) -> None:
         for call, body, told in (
             ("POST /sandbox/faults", {"call": "GET /v1/model", "faults": [503]}, "GET /v1/models"),
-            ("POST /sandbox/faults", {"call": BILLING, "fault": [503]}, "the body must be"),
+            ("POST /sandbox/faults", {"call": BILLING, "fault": [503]}, "faults: got an unexp"),
+            ("POST /sandbox/faults", {"call": 7, "faults": [503]}, "'int' object"),
             ("POST /sandbox/faults", {"call": BILLING, "faults": [[]]}, "neither a status"),
             ("POST /sandbox/account", {"ballance": 1}, "'ballance' is no setting"),
             ("POST /sandbox/account", {"balance_usd": None}, "balance_usd: "),
@@ -523,7 +516,7 @@ class Control(SandboxTest):
             ("POST /sandbox/account", [], "not a JSON object"),
             ("POST /sandbox/account", "{", "not JSON"),
             ("POST /sandbox/pay", {"token": "nope"}, "no payment link 'nope'"),
-            ("POST /sandbox/pay", {"tokn": "nope"}, "the body must be"),
+            ("POST /sandbox/pay", {"tokn": "nope"}, "argument 'tokn'"),
         ):
             self.assertIn(told, self.control(call, body, 400)["error"]["message"])
         message = self.control("POST /sandbox/request", {}, 404)["error"]["message"]
@@ -578,7 +571,7 @@ class PaymentPages(SandboxTest):
         return "/pay/open"
 
     def test_an_unpaid_link_shows_amount_method_a_button_and_a_way_out(self) -> None:
-        parts = (">$1,000.00<", "in crypto", ">Pay $1,000.00<", ">Cancel<", 'method="post"')
+        parts = (" $1,000.00<", "in crypto", ">Pay $1,000.00<", ">Cancel<", 'method="post"')
         self.get(self.link(1000, "crypto"), *parts, 'href="/pay/open/cancel"')
 
     def test_paying_leads_to_a_page_that_can_be_reloaded_and_credits_once(self) -> None:
@@ -594,6 +587,7 @@ class PaymentPages(SandboxTest):
     def test_cancelling_charges_nothing_and_leads_back(self) -> None:
         parts = ("Nothing was charged. The link stays open.", 'href="/pay/open"')
         self.assertEqual(self.get(f"{self.link()}/cancel", *parts).status, 200)
+        self.assertEqual(ask(self.box, "POST /pay/open/cancel").status, 200)
         self.assertEqual(self.box.account.balance_microusd, 12_340_000)
 
     def test_an_unknown_link_gets_a_page_as_good_as_the_others(self) -> None:
@@ -602,18 +596,9 @@ class PaymentPages(SandboxTest):
             reply = self.get(path, ">There is no such payment link<")
             self.assertEqual(reply.status, 404, path)
 
-    def test_the_button_has_a_contrast_of_4_5_and_the_rest_the_colours_of_the_browser(self) -> None:
-        paper, ink = re.findall(r": ?#([0-9a-f]+)", sandbox.STYLE)
-        self.assertGreaterEqual((luminance(ink) + 0.05) / (luminance(paper) + 0.05), 4.5)
+    def test_the_colours_are_those_of_the_browser_in_the_light_and_in_the_dark(self) -> None:
         self.assertIn("color-scheme: light dark", sandbox.STYLE)
-
-
-def luminance(color: str) -> float:
-    """The relative luminance of WCAG 2."""
-    wide = color if len(color) == 6 else "".join(digit * 2 for digit in color)
-    parts = [int(wide[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        self.assertNotRegex(sandbox.STYLE, r"(?<!-)\b(color|background|border)\b[^-]|#")
 
 
 class Faults(SandboxTest):
@@ -752,12 +737,11 @@ class Library(unittest.TestCase):
                 self.assertEqual(box.balance_usd, Decimal(str(balance)))
 
     def test_anything_else_is_told_what_to_write(self) -> None:
-        for odd in (True, None, b"1"):
-            with self.assertRaisesRegex(ValueError, f"a number or text, .* not {odd!r}"):
-                Sandbox(balance_usd=odd)  # type: ignore[arg-type]
-        for text in ("", "ten", "1.2345678", "$5", "1e3", Decimal("NaN"), 1e-7, float("inf")):
-            with self.assertRaisesRegex(ValueError, "dollars are written like 0, 12.34 or -1.50"):
-                Sandbox(balance_usd=text)
+        texts: list[Any] = ["", "ten", "1.2345678", "$5", "1e3", Decimal("NaN"), 1e-7, float("inf")]
+        for odd in (*texts, True, None, b"1"):
+            told = f"dollars are written like 0, 12.34 or -1.50, not {re.escape(repr(odd))}"
+            with self.assertRaisesRegex(ValueError, told):
+                Sandbox(balance_usd=odd)
 
     def test_charge_takes_so_much_and_the_rule_refills_and_set_balance_sets_it(self) -> None:
         with Sandbox(balance_usd=5) as box:
@@ -796,11 +780,11 @@ class Library(unittest.TestCase):
         with Sandbox() as box:
             for wrong, told in (
                 ({"ballance": 1}, "'ballance' is no setting of an account; they are balance_usd,"),
-                ({"card_saved": "yes"}, "card_saved: must be true or false, not 'yes'"),
+                ({"card_saved": "yes"}, "card_saved: must be like true, not 'yes'"),
                 ({"balance_usd": "ten"}, "balance_usd: dollars are written like"),
-                ({"keys": [1]}, r"keys: must be a list of labels, not \[1\]"),
-                ({"keys": "ab"}, "keys: must be a list of labels, not 'ab'"),
-                ({"unpaid_links": [True]}, "unpaid_links: must be a list of whole dollars"),
+                ({"keys": [1]}, r'keys: must be like \["label"\], not \[1\]'),
+                ({"keys": "ab"}, r"keys: must be like .*, not 'ab'"),
+                ({"unpaid_links": [True]}, r"unpaid_links: must be like \[10\]"),
                 ({"faults": ["503"]}, "write CALL=WHAT, such as"),
                 ({"pay_after_s": -1}, "pay_after_s: must be seconds, such as 5 or 0.5, or null"),
                 ({"pay_after_s": float("nan")}, "pay_after_s: must be seconds"),
@@ -837,8 +821,9 @@ class Library(unittest.TestCase):
                 wire.request("GET", "/v1/account/billing", headers={"X-Api-Key": DEFAULT_KEY})
                 self.assertEqual(wire.getresponse().read()[:9], b'{"billing')
                 hanging = dial(first)
-                first.add_faults(BILLING, "hang")
+                first.add_faults(BILLING, Fault(b"x", end="hang"))
                 hanging.sendall(b"GET /v1/account/billing HTTP/1.1\r\n\r\n")
+                self.assertEqual(hanging.recv(1), b"x")
             with Sandbox(balance_usd=7, port=int(first.url.rpartition(":")[2])) as second:
                 with self.assertRaises((ConnectionError, http.client.HTTPException)):
                     body, key = json.dumps(ASK), {"X-Api-Key": DEFAULT_KEY}
@@ -863,15 +848,14 @@ class Library(unittest.TestCase):
         with Sandbox(balance_usd=0) as box:
             reply = ask(box, TOPUP, {"amountUsd": 10, "method": "stripe"})
             self.assertTrue(box.pay(reply.json["paymentUrl"]))
-            (link,) = box.account.links.values()
-            self.assertFalse(box.pay(link))
-            self.assertFalse(box.pay(link.token))
+            (token,) = box.account.links
+            self.assertFalse(box.pay(token))
             self.assertFalse(box.pay())
             self.assertEqual(box.balance_usd, 10)
             ask(box, TOPUP, {"amountUsd": 20, "method": "stripe"})
             self.assertTrue(box.pay())  # the last one
             self.assertEqual(box.balance_usd, 30)
-            with self.assertRaisesRegex(ValueError, f"link 'x'; created so far: {link.token}"):
+            with self.assertRaisesRegex(ValueError, f"link 'x'; created so far: {token}"):
                 box.pay("https://elsewhere.example/pay/x")
 
     def test_faults_that_could_never_happen_are_refused(self) -> None:
@@ -910,20 +894,6 @@ class Library(unittest.TestCase):
             ask(box, BILLING)
         Sandbox().close()  # never started
 
-    def test_a_port_that_there_is_not_is_told(self) -> None:
-        with self.assertRaisesRegex(OSError, "port 65536: the highest is 65535"):
-            Sandbox(port=65536)
-
-    @unittest.skipUnless(socket.has_ipv6, "no IPv6")
-    def test_it_may_live_at_an_ipv6_address(self) -> None:
-        try:
-            box = Sandbox(host="::1")
-        except OSError as error:
-            self.skipTest(str(error))
-        with box:
-            self.assertRegex(box.url, r"^http://\[::1\]:\d+$")
-            self.assertEqual(ask(box, BILLING).status, 200)
-
     def test_requests_hold_what_was_asked(self) -> None:
         with Sandbox() as box:
             ask(box, "POST /v1/chat/completions?a=b", {"model": "m"}, X_Mine="1")
@@ -939,7 +909,7 @@ class Library(unittest.TestCase):
         self.assertEqual((statuses.count(503), statuses.count(200)), (20, 10))
 
     def test_every_public_name_says_what_it_is(self) -> None:
-        for thing in (Sandbox, Fault, sandbox.Request, sandbox.Link, sandbox.Account):
+        for thing in (Sandbox, Fault, sandbox.Request):
             for name, member in vars(thing).items():
                 if not name.startswith("_") and (callable(member) or isinstance(member, property)):
                     self.assertTrue(member.__doc__, f"{thing.__name__}.{name}")
@@ -1022,9 +992,7 @@ class CommandLine(unittest.TestCase):
 
     def test_verbose_prints_a_line_per_request(self) -> None:
         result = run_sandbox("--verbose", "balance")
-        self.assertRegex(
-            result.err, r"^\d\d:\d\d:\d\d GET /v1/account/billing 200\nsandbox: stopped"
-        )
+        self.assertRegex(result.err, r"^GET /v1/account/billing 200\nsandbox: stopped")
 
     def test_the_version_is_that_of_the_tool(self) -> None:
         self.assertEqual(run_sandbox("--version").out, f"sandbox.py {ops.__version__}\n")
@@ -1051,13 +1019,13 @@ class Serving(unittest.TestCase):
             child.kill()
             child.communicate()
 
-    def test_a_busy_port_is_one_sentence(self) -> None:
+    def test_a_port_that_is_busy_or_too_high_is_one_sentence(self) -> None:
         with Sandbox() as box:
-            port = box.url.rsplit(":", 1)[1]
-            result = run_sandbox("--serve", "--port", port)
-        told = f"sandbox: cannot listen on 127.0.0.1, port {port}: it is in use; leave the port out"
-        self.assertEqual((result.exit, result.out), (2, ""))
-        self.assertEqual(result.err, f"{told} to get one that is free\n")
+            for port in (box.url.rsplit(":", 1)[1], "65536"):
+                result = run_sandbox("--serve", "--port", port)
+                told = f"sandbox: cannot listen on 127.0.0.1, port {port}: "
+                self.assertEqual((result.exit, result.out), (2, ""))
+                self.assertRegex(result.err, f"^{told}.+\n$")
 
     @unittest.skipIf(os.name == "nt", "POSIX signals")
     def test_a_signal_ends_it_and_frees_its_port_even_where_a_shell_made_it_deaf(self) -> None:
@@ -1075,7 +1043,7 @@ class Serving(unittest.TestCase):
             out, err = child.communicate(timeout=PATIENCE_S)
             self.assertEqual((child.returncode, out), (0, ""))
             self.assertEqual(err.splitlines()[0], "# serving this machine; Ctrl-C stops")
-            self.assertRegex(err.splitlines()[1], r"^\d\d:\d\d:\d\d GET /v1/account/info 401$")
+            self.assertEqual(err.splitlines()[1], "GET /v1/account/info 401")
             unused = f"sandbox: a fault was not used, because nobody called {CREATE}"
             self.assertEqual(err.splitlines()[2:], [unused])
             with socket.socket() as probe:
