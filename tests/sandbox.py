@@ -47,17 +47,15 @@ from http.client import responses
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, TypeVar, Union
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 __version__ = "2.0.0"
 OPS = Path(__file__).resolve().parent.parent / "skills" / "cacheforge-ops" / "ops.py"
 DEFAULT_KEY = "cf_sandbox_0123456789abcdef"
 MICROUSD_PER_USD = 1_000_000
-MICROUSD_PER_CENT = 10_000
 MAX_REQUEST_BYTES = 10_000_000
 KEPT_REQUESTS = 1000
 CREATED_AT = "2026-01-02T03:04:05Z"  # of the keys that exist from the start
-REPLY = ["Hello", " from", " the", " sandbox."]
 CODES = {401: "invalid_api_key", 402: "insufficient_credit"}
 ANTHROPIC_CODES = {401: "authentication_error", 402: "billing_error", 403: "permission_error"}
 ANTHROPIC_CODES |= {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
@@ -319,11 +317,10 @@ class Account:
 
     def refill(self) -> None:
         """Charge the saved card if the auto top-up rule says so."""
-        rule = self.auto_topup
-        if not (rule["enabled"] and self.card_saved):
-            return
-        if self.balance_microusd < rule["thresholdCents"] * MICROUSD_PER_CENT:
-            self.credit("auto top-up", rule["amountCents"] * MICROUSD_PER_CENT)
+        rule, cent_microusd = self.auto_topup, MICROUSD_PER_USD // 100
+        below = rule["enabled"] and self.balance_microusd < rule["thresholdCents"] * cent_microusd
+        if below and self.card_saved:
+            self.credit("auto top-up", rule["amountCents"] * cent_microusd)
 
     def settings(self) -> Json:
         """The account under the names that `Sandbox.apply` takes."""
@@ -399,18 +396,16 @@ def sample(schema: Json, root: Json) -> Any:
     """A value that fits a JSON schema; of an object, its required fields."""
     if "$ref" in schema:
         return sample(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-    if "anyOf" in schema:
-        return sample(schema["anyOf"][0], root)
-    if "enum" in schema:
-        return schema["enum"][0]
-    kind = schema.get("type", "string")
-    if kind == "object":
+    if "anyOf" in schema or "enum" in schema:
+        return schema["enum"][0] if "enum" in schema else sample(schema["anyOf"][0], root)
+    kind = schema.get("type", "string")  # or a list of them
+    if "object" in kind:
         fields = schema.get("properties", {})
         return {name: sample(fields.get(name, {}), root) for name in schema.get("required", ())}
-    if kind in ("integer", "number"):
+    if "integer" in kind or "number" in kind:
         return schema.get("minimum", schema.get("maximum", 1))
-    if kind in ("boolean", "array", "null"):
-        return {"boolean": True, "array": [], "null": None}[kind]
+    if "boolean" in kind or "array" in kind:
+        return True if "boolean" in kind else []
     return "sample".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength")]
 
 
@@ -449,13 +444,8 @@ class Service:
     def check_call(self, call: str) -> None:
         """Raises Refused if this is no call of the service, so that no fault waits in vain."""
         if not self.find(*call.partition(" ")[::2]):
-            close = difflib.get_close_matches(call, self.routes, 1, 0.8)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"the calls are {', '.join(self.routes)}"
-            )
-            raise Refused(f"{call!r} is no call of this service: {hint}")
+            like = difflib.get_close_matches(call, self.routes, 1, 0.8) or self.routes
+            raise Refused(f"{call!r} is no call of this service: try {', '.join(like)}")
 
     def respond(self, request: Request, origin: str) -> Json | list[str]:
         """What is responded to a call. Raises Refused."""
@@ -507,10 +497,10 @@ class Service:
 
     def info(self, body: Any) -> Json:
         account = self.account
-        tenant: Json = {"id": "tn_sandbox", "name": account.tenant_name}
-        tenant |= {"status": account.tenant_status, "upstreamConfigured": bool(account.upstream)}
-        tenant["activeKeys"] = sum(key.revoked_at is None for key in account.keys)
-        return {"tenant": tenant}
+        tenant = {"id": "tn_sandbox", "name": account.tenant_name, "status": account.tenant_status}
+        active = sum(key.revoked_at is None for key in account.keys)
+        known = {"upstreamConfigured": bool(account.upstream), "activeKeys": active}
+        return {"tenant": {**tenant, **known}}
 
     def upstream(self, body: Any) -> Json:
         shown = {name: v for name, v in self.account.upstream.items() if name != "apiKey"}
@@ -555,9 +545,10 @@ class Service:
             raise Refused("Payment Required: credit is used up", 402)
         self.account.charge("call", self.account.price_microusd)
         text = json.dumps(call[1]) if call else ""
-        tool, pieces = (call[0], [text[:3], text[3:]]) if call else ("", REPLY)
+        hello = ["Hello", " from", " the", " sandbox."]
+        tool, pieces = (call[0], [text[:3], text[3:]]) if call else ("", hello)
         asked, said = len(json.dumps(body["messages"])), len("".join(pieces))
-        return tool, pieces, asked // 4, said // 4  # a token has about four characters
+        return tool, pieces, asked // 4 + 1, said // 4 + 1  # about four characters a token
 
     def chat(self, body: Any) -> Json | list[str]:
         """A completion in OpenAI's form, whole or as a stream."""
@@ -711,32 +702,31 @@ class Handler(BaseHTTPRequestHandler):
         """The body. Raises Refused if it cannot be read, and ends the connection."""
         length = self.headers.get("Content-Length", "0")
         coding = self.headers.get("Transfer-Encoding", "")
-        if (coding or "chunked").lower() != "chunked" or not length.isdecimal():
+        if coding.lower() == "chunked":
+            body = b""
+            while size := self._read_size():
+                body += self._read_exactly(size, len(body))
+                self.rfile.readline(3)
+            while self.rfile.readline(999).strip():
+                pass  # trailers
+            return body
+        if coding or not length.isdecimal():
             reason = "Send the body with a Content-Length, or chunked"
             raise Refused(reason, 411, Connection="close")
-        try:
-            return self._read_chunks() if coding else self._read_exactly(int(length))
-        except Refused:
-            raise
-        except ValueError:
-            reason = "The body is broken, or ended early"
-            raise Refused(reason, Connection="close") from None
+        return self._read_exactly(int(length))
+
+    def _read_size(self) -> int:
+        text = self.rfile.readline(999).partition(b";")[0].strip()
+        if not re.fullmatch(b"[0-9a-fA-F]{1,9}", text):
+            raise Refused("The body is not chunked", Connection="close")
+        return int(text, 16)
 
     def _read_exactly(self, count: int, before: int = 0) -> bytes:
         if before + count > MAX_REQUEST_BYTES:
             raise Refused("Body too large", 413, Connection="close")
-        body = self.rfile.read(max(0, count))
+        body = self.rfile.read(count)
         if len(body) != count:
-            raise ValueError
-        return body
-
-    def _read_chunks(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(999).partition(b";")[0] or b"x", 16):
-            body += self._read_exactly(size, len(body))
-            self.rfile.readline(3)
-        while self.rfile.readline(999).strip():
-            pass  # trailers
+            raise Refused("The body ended early", Connection="close")
         return body
 
     def _send(self, request: Request, response: Response, cut: bool = False) -> None:
@@ -789,7 +779,6 @@ class Server(socketserver.ThreadingTCPServer):
     """A thread per connection; none of them keeps the process alive."""
 
     daemon_threads = True
-    block_on_close = False
     request_queue_size = 128
     allow_reuse_address = os.name != "nt"  # there it would share a port that is in use
     sandbox: Sandbox
@@ -880,8 +869,8 @@ class Sandbox:
         self.closing.set()
         if self._thread.is_alive():
             with contextlib.suppress(OSError):  # this connection wakes the thread from its wait
-                where = urlsplit(self.url)
-                socket.create_connection((where.hostname, where.port or 0), 1).close()
+                host, port = self.url.partition("://")[2].split(":")
+                socket.create_connection((host, int(port)), 1).close()
             self._thread.join()
         self._server.server_close()
         for connection in list(self.connections):
@@ -920,7 +909,7 @@ class Sandbox:
         self.apply(**self._opening)
 
     def apply(self, **settings: Any) -> Json:
-        """Change the account, and return its settings. Raises ValueError, and changes nothing.
+        """Change the account, or raise ValueError and change nothing. Returns its settings.
 
         `balance_usd`, `card_saved`, `auto_topup` and `upstream` (as the service takes them),
         `tenant_name`, `tenant_status`, `keys` (the labels of more API keys), `unpaid_links`
@@ -961,10 +950,10 @@ class Sandbox:
         require(amount_microusd >= 0, f"a charge cannot be negative: {usd}")
         self.account.charge("charged", amount_microusd)
 
-    def pay(self, token: str = "") -> bool:
+    def pay(self, token: str | None = None) -> bool:
         """Pay a link (its token or address), or the last one; False if it was paid before."""
         links = self.account.links
-        token = token.rpartition("/pay/")[2] or next(reversed(links), "")
+        token = next(reversed(links), "") if token is None else token.rpartition("/pay/")[2]
         created = ", ".join(links) or "none"
         require(token in links, f"there is no payment link {token!r}; created so far: {created}")
         return self.account.pay(links[token])
@@ -1055,7 +1044,7 @@ class Sandbox:
             "POST /sandbox/faults": lambda call, faults: self.add_faults(call, *faults),
             "DELETE /sandbox/faults": self.clear_faults,
             "POST /sandbox/account": self.apply,
-            "POST /sandbox/pay": lambda **fields: {"paid": self.pay(**fields)},
+            "POST /sandbox/pay": lambda token=None: {"paid": self.pay(token)},
             "POST /sandbox/reset": self.reset,
         }
 
@@ -1113,7 +1102,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--pay-after", type=float, metavar="SECONDS", help="pay each link after that long")
     words = "the account: a JSON file, or JSON itself: '{\"card_saved\": true}'"
     add("--account", metavar="FILE.json", default="{}", help=words)
-    add("--fault", metavar="CALL=WHAT", action="append", default=[], help="fail; repeatable")
+    add(
+        "--fault",
+        metavar="CALL=WHAT",
+        action="append",
+        default=[],
+        help="let it fail; repeatable",
+    )
     add("--verbose", action="store_true", help="print a line per request on stderr")
     add("--version", action="version", version=f"sandbox.py {__version__}")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -1134,9 +1129,7 @@ def read_account(options: argparse.Namespace) -> Json:
 
 def read_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
     """What is to be run; nothing with --serve. Ends the program if the options are wrong."""
-    command: list[str] = options.command
-    if command[:1] == ["--"]:
-        del command[0]
+    command: list[str] = options.command[options.command[:1] == ["--"] :]
     if options.serve and (options.exec or command):
         parser.error("--serve runs no command")
     if not options.serve and not command:
@@ -1192,7 +1185,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     command = read_command(parser, options)
     host, port = options.host, options.port
-
     try:
         box = Sandbox(api_key=options.key, port=port, host=host, **read_account(options))
     except (TypeError, ValueError) as error:

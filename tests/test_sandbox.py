@@ -377,14 +377,15 @@ SCHEMA: Any = {
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
         "when": {"type": "object", "required": ["day"], "properties": {"day": {"type": "number"}}},
         "tags": {"type": "array", "items": {"type": "string"}},
+        "zone": {"type": ["integer", "null"]},
         "free": {},
         "left_out": {"type": "string"},
     },
-    "required": ["city", "days", "share", "now", "unit", "note", "when", "tags", "free"],
+    "required": ["city", "days", "share", "now", "unit", "note", "when", "tags", "zone", "free"],
 }
 ARGUMENTS: Any = {
     **{"city": "sample...", "days": 3, "share": 0.5, "now": True, "unit": "C", "note": "sample"},
-    **{"when": {"day": 1}, "tags": [], "free": "sample"},
+    **{"when": {"day": 1}, "tags": [], "zone": 1, "free": "sample"},
 }
 
 
@@ -861,10 +862,10 @@ class Library(unittest.TestCase):
     def test_faults_that_could_never_happen_are_refused(self) -> None:
         with Sandbox() as box:
             for call, told in (
-                ("POST /v1/chat/completion", "did you mean 'POST /v1/chat/completions'"),
+                ("POST /v1/chat/completion", "service: try POST /v1/chat/completions$"),
                 ("/v1/models", "'/v1/models' is no call of this service"),
                 ("GET /v1/chat/completions", "is no call of this service"),
-                ("DELETE /nothing", "the calls are POST /v1/chat/completions, .*ID/revoke"),
+                ("DELETE /nothing", "try POST /v1/chat/completions, .*ID/revoke"),
             ):
                 with self.assertRaisesRegex(ValueError, told):
                     box.add_faults(call, "503")
