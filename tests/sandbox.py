@@ -1102,13 +1102,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--pay-after", type=float, metavar="SECONDS", help="pay each link after that long")
     words = "the account: a JSON file, or JSON itself: '{\"card_saved\": true}'"
     add("--account", metavar="FILE.json", default="{}", help=words)
-    add(
-        "--fault",
-        metavar="CALL=WHAT",
-        action="append",
-        default=[],
-        help="let it fail; repeatable",
-    )
+    add("--fault", metavar="CALL=WHAT", action="append", default=[], help="let it fail; repeatable")
     add("--verbose", action="store_true", help="print a line per request on stderr")
     add("--version", action="version", version=f"sandbox.py {__version__}")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
