@@ -23,12 +23,9 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import errno
-import functools
 import hashlib
 import html
 import json
-import operator
 import os
 import re
 import secrets
@@ -46,27 +43,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import Message
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.client import responses
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, TypeVar, Union
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 __version__ = "2.0.0"
 OPS = Path(__file__).resolve().parent.parent / "skills" / "cacheforge-ops" / "ops.py"
 DEFAULT_KEY = "cf_sandbox_0123456789abcdef"
 MICROUSD_PER_USD = 1_000_000
-MICROUSD_PER_CENT = 10_000
-SMALLEST_TOPUP_USD = 10
 MAX_REQUEST_BYTES = 10_000_000
 KEPT_REQUESTS = 1000
-METHODS = ("GET", "POST", "PATCH")
-KINDS = ("openrouter", "anthropic", "custom")
 CREATED_AT = "2026-01-02T03:04:05Z"  # of the keys that exist from the start
-REPLY = ("Hello", " from", " the", " sandbox.")
-ANTHROPIC_ERRORS = {401: "authentication_error", 402: "billing_error", 403: "permission_error"}
-ANTHROPIC_ERRORS |= {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
-ANTHROPIC_ERRORS |= {529: "overloaded_error"}
+CODES = {401: "invalid_api_key", 402: "insufficient_credit"}
+ANTHROPIC_CODES = {401: "authentication_error", 402: "billing_error", 403: "permission_error"}
+ANTHROPIC_CODES |= {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+ANTHROPIC_CODES |= {529: "overloaded_error"}
 
 Json = dict[str, Any]
 Headers = Mapping[str, str]
@@ -75,32 +68,39 @@ Usd = Union[str, int, float, Decimal]
 Box = TypeVar("Box", bound="Sandbox")
 
 
-class Refused(Exception):
-    """A request that the service refuses."""
+class Refused(ValueError):
+    """A request or a setting that is refused: the status and headers of the response."""
 
-    def __init__(self, status: int, message: str, code: str, **headers: str) -> None:
+    def __init__(self, message: str, status: int = 400, **headers: str) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code
         self.headers = headers
 
 
+def require(true: object, message: str) -> None:
+    """Raises Refused with this message unless it is `true`."""
+    if not true:
+        raise Refused(message)
+
+
+def now() -> str:
+    """The time as the service writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def new_id(prefix: str) -> str:
-    """A random id."""
+    """An id that nothing else has."""
     return f"{prefix}{secrets.token_hex(6)}"
 
 
-def error_body(path: str, status: int, message: str, code: str, request_id: str) -> Json:
+def error_body(path: str, status: int, message: str, request_id: str) -> Json:
     """An error as CacheForge reports it; under /v1/messages, as Anthropic reports it."""
-    if not path.startswith("/v1/messages"):
-        return {"error": {"message": message, "type": code, "code": code}}
-    kind = ANTHROPIC_ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
-
-
-def id_headers(request_id: str) -> dict[str, str]:
-    """The request id under CacheForge's name and under Anthropic's."""
-    return {"X-Request-Id": request_id, "request-id": request_id}
+    if path.startswith("/v1/messages"):
+        other = "api_error" if status >= 500 else "invalid_request_error"
+        error = {"type": ANTHROPIC_CODES.get(status, other), "message": message}
+        return {"type": "error", "error": error, "request_id": request_id}
+    code = CODES.get(status, responses.get(status, "scripted").lower().replace(" ", "_"))
+    return {"error": {"message": message, "type": code, "code": code}}
 
 
 @dataclass
@@ -113,6 +113,8 @@ class Request:
     body: bytes = b""
     id: str = field(default_factory=lambda: new_id("req_"))
     status: int | None = None  # of the response; None if there was none
+    local: bool = True  # whether it came from this machine
+    broken: Refused | None = None  # why the body could not be read
 
     @property
     def call(self) -> str:
@@ -124,17 +126,33 @@ class Request:
         """The body as JSON; None if it is empty. Raises ValueError."""
         return json.loads(self.body) if self.body else None
 
+    @property
+    def secret(self) -> str:
+        """The key that it was sent with."""
+        scheme, _, secret = self.headers.get("Authorization", "").partition(" ")
+        return secret if scheme.lower() == "bearer" else self.headers.get("X-Api-Key", "")
+
+    def read_object(self) -> Json:
+        """The body as a JSON object; {} if it is empty. Raises Refused."""
+        writes = self.method in ("POST", "PATCH") and self.path.startswith("/v1/account/")
+        if writes and self.headers.get_content_type() != "application/json":
+            raise Refused("The Content-Type must be application/json", 415)
+        try:
+            body = self.json if self.body else {}
+        except (ValueError, RecursionError):
+            raise Refused("The body is not JSON") from None
+        require(isinstance(body, dict), "The body is not a JSON object")
+        return body
+
     def as_json(self) -> Json:
-        """The request as GET /sandbox/requests shows it: with its keys masked."""
-        shown = {
-            name: "***" if name.lower() in ("authorization", "x-api-key", "cookie") else value
-            for name, value in self.headers.items()
-        }
+        """The request as GET /sandbox/requests shows it: without its secrets."""
+        masked = ("authorization", "x-api-key", "cookie")
+        headers = {n: "***" if n.lower() in masked else v for n, v in self.headers.items()}
         try:
             body = self.json
         except (ValueError, RecursionError):
             body = self.body.decode("utf-8", "replace")
-        line = {"method": self.method, "path": self.path, "headers": shown, "body": body}
+        line = {"method": self.method, "path": self.path, "headers": headers, "body": body}
         return {**line, "status": self.status, "id": self.id}
 
 
@@ -145,17 +163,6 @@ class Response(NamedTuple):
     kind: str
     parts: Sequence[bytes]
     headers: Headers = NO_HEADERS
-
-    @classmethod
-    def json(cls, value: object, status: int = 200, **headers: str) -> Response:
-        """A response in JSON."""
-        return cls(status, "application/json", [json.dumps(value).encode()], headers)
-
-    @classmethod
-    def refusal(cls, request: Request, refused: Refused) -> Response:
-        """The response to a request that is refused."""
-        body = error_body(request.path, refused.status, str(refused), refused.code, request.id)
-        return cls.json(body, refused.status, **refused.headers)
 
 
 @dataclass
@@ -171,28 +178,17 @@ class Fault:
     drip_s: float = 0.0
     after: bool = False
     half: bool = False
-
-    @property
-    def status(self) -> int | None:
-        """The status in `raw`, if there is one."""
-        match = re.match(rb"HTTP/1\.1 ([0-9]{3})", self.raw)
-        return int(match[1]) if match else None
+    status: int | None = None  # as it is recorded
 
     @classmethod
-    def reply(
-        cls,
-        status: int = 200,
-        body: object = None,
-        headers: Headers = NO_HEADERS,
-        after: bool = False,
-    ) -> Fault:
+    def reply(cls, status: int = 200, body: object = None, headers: Headers = NO_HEADERS) -> Fault:
         """A response of any status, with these headers; a `body` but for bytes is sent as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         lines = {**lines, "Connection": "close", **headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        line = f"HTTP/1.1 {status} {phrase(status)}\r\n{head}\r\n"
-        return cls(line.encode("latin-1") + content, after=after)
+        line = f"HTTP/1.1 {status} {responses.get(status, 'Scripted')}\r\n{head}\r\n"
+        return cls(line.encode("latin-1") + content, status=status)
 
     @classmethod
     def of(cls, what: FaultLike, path: str = "") -> Fault:
@@ -202,53 +198,46 @@ class Fault:
         text, request_id = str(what), new_id("req_")
         if text.startswith("done+"):
             return dataclasses.replace(cls.of(text[len("done+") :], path), after=True)
-        ids = id_headers(request_id)
-        page, slow = {**ids, "Content-Type": "text/html"}, cls.reply(200, b" " * 300, ids).raw
+        ids = {"X-Request-Id": request_id, "request-id": request_id}
         named = {
             "lost": cls(after=True),
             "reset": cls(end="reset"),
             "hang": cls(end="hang"),
-            "drip": cls(slow[:300], drip_s=0.1),  # so that it ends after 30 s
-            "html": cls.reply(200, b"<!doctype html><title>Hi</title>", page),
+            "drip": cls(cls.reply(200, b" " * 300, ids).raw[:300], drip_s=0.1),  # 30 s in all
+            "html": cls.reply(200, b"<!doctype html>", {**ids, "Content-Type": "text/html"}),
             "empty": cls.reply(200, b"", ids),
             "cut": cls.reply(200, b'{"', {**ids, "Content-Length": "900"}),
             "cut-stream": cls(after=True, half=True),
         }
-        form = r"([2-9]\d\d)((?: [\w-]+: ?[^;\r\n]+;?)*)|(?:([2-9]\d\d):|(?=[{[]))(.*)"
-        match = re.fullmatch(form, text, re.DOTALL) if isinstance(what, (str, int)) else None
         if text in named:
             return named[text]
+        whole = f"200:{text}" if text[:1] in ("{", "[") else text
+        form = r"([2-9]\d\d)(?::(.*)|((?: [\w-]+: ?[^;\r\n]+;?)*))"
+        match = re.fullmatch(form, whole, re.DOTALL) if isinstance(what, (str, int)) else None
         if not match:
-            raise ValueError(
+            raise Refused(
                 f"{text!r} is neither a status (503), a status with headers (429 Retry-After: 2),"
                 f" STATUS:BODY, a JSON body, nor one of {', '.join(named)}"
             )
-        status = int(match[1] or match[3] or 200)
-        if match[1]:
-            code = phrase(status).lower().replace(" ", "_")
-            error = error_body(path, status, phrase(status), code, request_id)
-            ids.update(re.findall(r"([\w-]+): ?([^;]+)", match[2]))
+        status, body, headers = int(match[1]), match[2], match[3]
+        if body is None:
+            error = error_body(path, status, responses.get(status, "Scripted"), request_id)
+            ids.update(re.findall(r"([\w-]+): ?([^;]+)", headers))
             return cls.reply(status, error if status >= 400 else {}, ids)
         try:
-            json.loads(match[4])
+            json.loads(body)
         except ValueError:
             ids["Content-Type"] = "text/plain; charset=utf-8"
-        return cls.reply(status, match[4].encode(), ids)
+        return cls.reply(status, body.encode(), ids)
 
 
 FaultLike = Union[Fault, str, int]
 
 
-def phrase(status: int) -> str:
-    """The reason phrase of a status."""
-    return HTTPStatus(status).phrase if status in list(HTTPStatus) else "Scripted"
-
-
 def read_fault(text: str) -> tuple[str, list[FaultLike]]:
     """A call and its faults, from `CALL=WHAT`; `3*WHAT` is three. Raises ValueError."""
     call, equals, what = text.partition("=")
-    if not equals:
-        raise ValueError(f"write CALL=WHAT, such as 'GET /v1/models=503', not {text!r}")
+    require(equals, f"write CALL=WHAT, such as 'GET /v1/models=503', not {text!r}")
     times = re.match(r"([1-9][0-9]{0,3})\*", what)
     return (call, [what[times.end() :]] * int(times[1])) if times else (call, [what])
 
@@ -263,17 +252,6 @@ class Key:
     created_at: str
     revoked_at: str | None = None
     last_used_at: str | None = None
-
-    @property
-    def prefix(self) -> str:
-        """The part of the secret that a list shows."""
-        return self.secret[:12]
-
-
-def listed_key(number: int, label: str) -> Key:
-    """A key that exists from the start, with the same secret each time."""
-    secret = f"cf_{hashlib.sha256(b'%d' % number).hexdigest()[:32]}"
-    return Key(f"key_{number}", secret, label, CREATED_AT)
 
 
 @dataclass
@@ -299,6 +277,7 @@ class Account:
     upstream: dict[str, str] = field(default_factory=dict)
     tenant_name: str = "Sandbox Inc."
     tenant_status: str = "active"
+    pay_after_s: float | None = None  # each link is paid so long after it was created
     price_microusd: int = 20_000  # of a gateway call
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -307,13 +286,10 @@ class Account:
 
     @property
     def balance_microusd(self) -> int:
-        """The sum of the ledger."""
         return sum(amount for _, amount in self.ledger)
 
     def credit(self, why: str, amount_microusd: int) -> None:
-        """Add a line to the ledger."""
-        with self.lock:
-            self.ledger.append((why, amount_microusd))
+        self.ledger.append((why, amount_microusd))
 
     def check_key(self, secret: str) -> None:
         """Accept a valid key. Raises Refused 401."""
@@ -321,7 +297,7 @@ class Account:
             if secret == key.secret and key.revoked_at is None:
                 key.last_used_at = now()
                 return
-        raise Refused(401, "Invalid API key", "invalid_api_key")
+        raise Refused("Invalid API key", 401)
 
     def pay(self, link: Link) -> bool:
         """Pay a link; False if it was paid before. A payment by card saves the card."""
@@ -341,45 +317,31 @@ class Account:
 
     def refill(self) -> None:
         """Charge the saved card if the auto top-up rule says so."""
-        rule = self.auto_topup
-        if not (rule["enabled"] and self.card_saved):
-            return
-        if self.balance_microusd < rule["thresholdCents"] * MICROUSD_PER_CENT:
-            self.credit("auto top-up", rule["amountCents"] * MICROUSD_PER_CENT)
-
-    def charge_call(self) -> None:
-        """Take the price of a gateway call. Raises Refused 402."""
-        self.refill()
-        if self.balance_microusd <= 0:
-            raise Refused(402, "Payment Required: credit is used up", "insufficient_credit")
-        self.charge("call", self.price_microusd)
+        rule, cent_microusd = self.auto_topup, MICROUSD_PER_USD // 100
+        below = rule["enabled"] and self.balance_microusd < rule["thresholdCents"] * cent_microusd
+        if below and self.card_saved:
+            self.credit("auto top-up", rule["amountCents"] * cent_microusd)
 
     def settings(self) -> Json:
         """The account under the names that `Sandbox.apply` takes."""
-        with self.lock:
-            names = ("card_saved", "auto_topup", "upstream", "tenant_name", "tenant_status")
-            return {
-                "balance_usd": str(Decimal(self.balance_microusd) / MICROUSD_PER_USD),
-                **{name: getattr(self, name) for name in names},
-                "keys": [key.label for key in self.keys[1:]],
-                "unpaid_links": [x.amount_usd for x in self.links.values() if not x.paid],
-            }
-
-
-def now() -> str:
-    """The time as the service writes it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        names = ("card_saved", "auto_topup", "upstream", "tenant_name", "tenant_status")
+        return {
+            "balance_usd": str(Decimal(self.balance_microusd) / MICROUSD_PER_USD),
+            **{name: getattr(self, name) for name in names},
+            "keys": [key.label for key in self.keys[1:]],
+            "unpaid_links": [x.amount_usd for x in list(self.links.values()) if not x.paid],
+        }
 
 
 def read_rule(body: Any) -> Json:
     """An auto top-up rule. Raises Refused."""
-    if not isinstance(body, dict) or type(body.get("enabled")) is not bool:
-        raise Refused(400, "enabled must be true or false", "enabled")
+    known = isinstance(body, dict) and type(body.get("enabled")) is bool
+    require(known, "enabled must be true or false")
     if not body["enabled"]:
         return {"enabled": False}
     threshold, amount = body.get("thresholdCents"), body.get("amountCents")
-    if not (type(threshold) is type(amount) is int and threshold >= 0 and amount >= 1):
-        raise Refused(400, "thresholdCents and amountCents must be integers", "amount")
+    whole = type(threshold) is type(amount) is int and threshold >= 0 and amount >= 1
+    require(whole, "thresholdCents and amountCents must be integers")
     return {"enabled": True, "thresholdCents": threshold, "amountCents": amount}
 
 
@@ -387,83 +349,64 @@ def read_upstream(body: Any, before: Mapping[str, str] = {}) -> dict[str, str]:
     """A provider: what is in `body` replaces what was there `before`. Raises Refused."""
     names = ("kind", "baseUrl", "apiKey")
     parts = {name: body[name] for name in names if name in body} if isinstance(body, dict) else {}
-    if not parts or not all(isinstance(part, str) and part for part in parts.values()):
-        raise Refused(400, "kind, baseUrl and apiKey must be text", "upstream")
+    texts = all(isinstance(part, str) and part for part in parts.values())
+    require(parts and texts, "kind, baseUrl and apiKey must be text")
     merged = {**before, **parts}
     if merged.get("kind") != before.get("kind"):
         merged = parts  # the address and the key of another provider do not carry over
-    url = merged.get("baseUrl", "")
-    if merged.get("kind") == "openai":
-        reason = "kind openai is called custom, with baseUrl https://api.openai.com"
-    elif merged.get("kind") not in KINDS:
-        reason = f"kind must be one of {', '.join(KINDS)}"
-    elif merged["kind"] == "custom" and not url:
-        reason = "kind custom needs a baseUrl"
-    elif url and not re.fullmatch(r"https?://[\w.:\[\]-]+(/[!-~]*)?", url):
-        reason = "baseUrl must be an address, such as https://llm.example.com"
-    else:
-        return merged
-    raise Refused(400, reason, "upstream")
-
-
-def count_tokens(value: object) -> int:
-    """About four characters each."""
-    return len(json.dumps(value)) // 4
+    kind, url = merged.get("kind"), merged.get("baseUrl", "")
+    require(kind != "openai", "kind openai is called custom, with baseUrl https://api.openai.com")
+    known = kind in ("openrouter", "anthropic", "custom")
+    require(known, "kind must be one of openrouter, anthropic, custom")
+    require(kind != "custom" or url, "kind custom needs a baseUrl")
+    address = not url or re.fullmatch(r"https?://[\w.:\[\]-]+(/[!-~]*)?", url)
+    require(address, "baseUrl must be an address, such as https://llm.example.com")
+    return merged
 
 
 def check_gateway_body(body: Json) -> None:
-    """Raises Refused 400 if this is no request to a model."""
+    """Raises Refused if this is no request to a model."""
     messages = body.get("messages")
-    if not (isinstance(messages, list) and messages) or not all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
-    ):
-        raise Refused(400, "messages must be a list of objects with a role", "messages")
-    if not isinstance(body.get("model"), str):
-        raise Refused(400, "model must be a string", "model")
-    if not isinstance(body.get("stream", False), (bool, type(None))):
-        raise Refused(400, "stream must be true or false", "stream")
+    rows = messages if isinstance(messages, list) else []
+    roles = [isinstance(row, dict) and isinstance(row.get("role"), str) for row in rows]
+    require(roles and all(roles), "messages must be a list of objects with a role")
+    require(isinstance(body.get("model"), str), "model must be a string")
+    require(body.get("stream") is None or type(body["stream"]) is bool, "stream must be a boolean")
 
 
 def demanded_call(body: Json) -> tuple[str, Json] | None:
-    """The tool that `tool_choice` demands, and arguments for it. Raises Refused 400."""
+    """The tool that `tool_choice` demands, and arguments for it. Raises Refused."""
     choice = body.get("tool_choice")
     kind = choice.get("type") if isinstance(choice, dict) else choice
     if kind not in ("required", "any", "function", "tool"):
         return None
     try:
-        functions = [tool.get("function", tool) for tool in body["tools"]]
-        schemas = {
-            one["name"]: one.get("parameters") or one.get("input_schema") or {} for one in functions
-        }
-        name = next(iter(schemas))
+        tools = [tool.get("function", tool) for tool in body["tools"]]
         if isinstance(choice, dict) and kind in ("function", "tool"):
             name = choice.get("function", choice)["name"]
-        return name, dict(sample({"type": "object", **schemas[name]}, schemas[name]))
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError, RecursionError):
+            tools = [tool for tool in tools if tool["name"] == name]
+        schema = tools[0].get("parameters") or tools[0].get("input_schema") or {}
+        return tools[0]["name"], sample({**schema, "type": "object"}, schema)
+    except (AttributeError, LookupError, TypeError, RecursionError):
         reason = "tool_choice demands a tool that is not in tools, or whose schema is unusable"
-        raise Refused(400, reason, "tool_choice") from None
+        raise Refused(reason) from None
 
 
 def sample(schema: Json, root: Json) -> Any:
     """A value that fits a JSON schema; of an object, its required fields."""
     if "$ref" in schema:
-        return sample(functools.reduce(operator.getitem, schema["$ref"].split("/")[1:], root), root)
-    if "const" in schema or "enum" in schema:
-        return schema["const"] if "const" in schema else schema["enum"][0]
-    choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
-    if choices:
-        return sample(choices[0], root)
-    kind = schema.get("type", "string")
+        return sample(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in schema or "enum" in schema:
+        return schema["enum"][0] if "enum" in schema else sample(schema["anyOf"][0], root)
+    kind = schema.get("type", "string")  # or a list of them
     if "object" in kind:
         fields = schema.get("properties", {})
         return {name: sample(fields.get(name, {}), root) for name in schema.get("required", ())}
-    if "array" in kind:
-        return [sample(schema.get("items", {}), root) for _ in range(schema.get("minItems", 0))]
     if "integer" in kind or "number" in kind:
-        return min(max(1, schema.get("minimum", 1)), schema.get("maximum", 1_000_000))
-    if "string" in kind:
-        return "sample".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength")]
-    return True if "boolean" in kind else None
+        return schema.get("minimum", schema.get("maximum", 1))
+    if "boolean" in kind or "array" in kind:
+        return True if "boolean" in kind else []
+    return "sample".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength")]
 
 
 class Service:
@@ -475,7 +418,6 @@ class Service:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.origin = ""  # the address that the call came to: payment links lead there
-        self.on_link: Callable[[Link], object] = lambda link: None
         self.routes: dict[str, Callable[[Any], Json | list[str]]] = {
             "POST /v1/chat/completions": self.chat,
             "POST /v1/messages": self.messages,
@@ -494,44 +436,32 @@ class Service:
         }
 
     def find(self, method: str, path: str) -> Callable[[Any], Json | list[str]] | None:
-        """The method for a call, if there is one."""
         revoke = re.fullmatch(r"/v1/account/keys/([^/]+)/revoke", path)
         if revoke and method == "POST":
             return lambda body: self.revoke_key(unquote(revoke[1]))
         return self.routes.get(f"{'GET' if method == 'HEAD' else method} {path}")
 
     def check_call(self, call: str) -> None:
-        """Raises ValueError if this is no call of the service, so that a fault can happen."""
+        """Raises Refused if this is no call of the service, so that no fault waits in vain."""
         if not self.find(*call.partition(" ")[::2]):
-            close = difflib.get_close_matches(call, self.routes, 1, 0.8)
-            hint = f"the calls are {', '.join(self.routes)}"
-            hint = f"did you mean {close[0]!r}?" if close else hint
-            raise ValueError(f"{call!r} is no call of this service: {hint}")
+            like = difflib.get_close_matches(call, self.routes, 1, 0.8) or self.routes
+            raise Refused(f"{call!r} is no call of this service: try {', '.join(like)}")
 
-    def respond(self, request: Request, origin: str) -> Response:
-        """The response to a call."""
+    def respond(self, request: Request, origin: str) -> Json | list[str]:
+        """What is responded to a call. Raises Refused."""
         with self.account.lock:
             self.origin = origin
-            try:
-                self.account.check_key(secret_of(request))
-                handler = self.find(request.method, request.path)
-                if not handler:
-                    raise self._unknown(request.path)
-                value = handler(read_body(request))
-            except Refused as refused:
-                return Response.refusal(request, refused)
-        if isinstance(value, list):
-            return Response(200, "text/event-stream", [event.encode() for event in value])
-        return Response.json(value)
-
-    def _unknown(self, path: str) -> Refused:
-        allowed = ", ".join(method for method in METHODS if self.find(method, path))
-        if allowed:
-            return Refused(405, "Method not allowed", "method", Allow=allowed)
-        return Refused(404, "Not found: GET / lists the calls of this sandbox", "not_found")
+            self.account.check_key(request.secret)
+            handler = self.find(request.method, request.path)
+            if not handler:
+                allowed = [m for m in ("GET", "POST", "PATCH") if self.find(m, request.path)]
+                if allowed:
+                    raise Refused("Method not allowed", 405, Allow=", ".join(allowed))
+                raise Refused("Not found: GET / lists the calls of this sandbox", 404)
+            return handler(request.read_object())
 
     def use_chat(self, body: Any) -> Json:
-        raise Refused(404, "Not in this sandbox: use POST /v1/chat/completions", "not_found")
+        raise Refused("Not in this sandbox: use POST /v1/chat/completions", 404)
 
     def billing(self, body: Any) -> Json:
         rule = self.account.auto_topup
@@ -546,30 +476,30 @@ class Service:
 
     def topup(self, body: Any) -> Json:
         amount, method = body.get("amountUsd"), body.get("method")
-        if type(amount) is not int:
-            raise Refused(400, f"amountUsd must be whole dollars, not {amount!r}", "amount")
-        if amount < SMALLEST_TOPUP_USD:
-            raise Refused(400, f"amountUsd must be at least {SMALLEST_TOPUP_USD}", "amount")
-        if method not in ("stripe", "crypto"):
-            raise Refused(400, "method must be stripe or crypto", "method")
+        require(type(amount) is int, f"amountUsd must be whole dollars, not {amount!r}")
+        require(amount >= 10, "amountUsd must be at least 10")
+        require(method in ("stripe", "crypto"), "method must be stripe or crypto")
         link = Link(secrets.token_hex(8), amount, method)
         self.account.links[link.token] = link
-        self.on_link(link)
+        if self.account.pay_after_s is not None:
+            timer = threading.Timer(self.account.pay_after_s, self.account.pay, [link])
+            timer.daemon = True
+            timer.start()
         return {"paymentUrl": f"{self.origin}/pay/{link.token}"}
 
     def set_auto_topup(self, body: Any) -> Json:
         rule = read_rule(body)
-        if rule["enabled"] and not self.account.card_saved:
-            raise Refused(400, "Auto top-up needs a saved card: pay one top-up by card", "no_card")
+        allowed = self.account.card_saved or not rule["enabled"]
+        require(allowed, "Auto top-up needs a saved card: pay one top-up by card")
         self.account.auto_topup = rule
         self.account.refill()
         return {"ok": True}
 
     def info(self, body: Any) -> Json:
-        tenant = {"id": "tn_sandbox", "name": self.account.tenant_name}
-        tenant["status"] = self.account.tenant_status
-        active = sum(key.revoked_at is None for key in self.account.keys)
-        known = {"upstreamConfigured": bool(self.account.upstream), "activeKeys": active}
+        account = self.account
+        tenant = {"id": "tn_sandbox", "name": account.tenant_name, "status": account.tenant_status}
+        active = sum(key.revoked_at is None for key in account.keys)
+        known = {"upstreamConfigured": bool(account.upstream), "activeKeys": active}
         return {"tenant": {**tenant, **known}}
 
     def upstream(self, body: Any) -> Json:
@@ -583,7 +513,7 @@ class Service:
     def keys(self, body: Any) -> Json:
         rows = []
         for key in self.account.keys:
-            row: Json = {"id": key.id, "prefix": key.prefix, "label": key.label}
+            row: Json = {"id": key.id, "prefix": key.secret[:12], "label": key.label}
             row |= {"createdAt": key.created_at, "lastUsedAt": key.last_used_at}
             rows.append({**row, "revokedAt": key.revoked_at})
         return {"keys": rows}
@@ -592,50 +522,56 @@ class Service:
         number = len(self.account.keys) + 1
         key = Key(f"key_{number}", f"cf_{secrets.token_hex(16)}", None, now())
         self.account.keys.append(key)
-        return {"id": key.id, "apiKey": key.secret, "prefix": key.prefix}
+        return {"id": key.id, "apiKey": key.secret, "prefix": key.secret[:12]}
 
     def revoke_key(self, key_id: str) -> Json:
-        key = next((key for key in self.account.keys if key.id == key_id), None)
-        if key is None:
-            raise Refused(404, "No such key", "not_found")
-        key.revoked_at = key.revoked_at or now()
-        return {"ok": True}
+        for key in self.account.keys:
+            if key.id == key_id:
+                key.revoked_at = key.revoked_at or now()
+                return {"ok": True}
+        raise Refused("No such key", 404)
 
     def models(self, body: Any) -> Json:
         model = {"id": "sandbox", "object": "model", "created": 1767225600, "owned_by": "sandbox"}
         return {"object": "list", "data": [model]}
 
-    def _accept(self, body: Json) -> tuple[tuple[str, Json] | None, list[str], int]:
-        """Check and charge a gateway call: the tool call to make, the text in pieces, tokens in."""
+    def _accept(self, body: Json) -> tuple[str, list[str], int, int]:
+        """Check and charge a gateway call. Returns the tool to call, or "", its arguments or the
+        text in pieces, and the tokens in and out."""
         check_gateway_body(body)
         call = demanded_call(body)
-        self.account.charge_call()
+        self.account.refill()
+        if self.account.balance_microusd <= 0:
+            raise Refused("Payment Required: credit is used up", 402)
+        self.account.charge("call", self.account.price_microusd)
         text = json.dumps(call[1]) if call else ""
-        return call, [text[:3], text[3:]] if call else [*REPLY], count_tokens(body["messages"])
+        hello = ["Hello", " from", " the", " sandbox."]
+        tool, pieces = (call[0], [text[:3], text[3:]]) if call else ("", hello)
+        asked, said = len(json.dumps(body["messages"])), len("".join(pieces))
+        return tool, pieces, asked // 4 + 1, said // 4 + 1  # about four characters a token
 
     def chat(self, body: Any) -> Json | list[str]:
         """A completion in OpenAI's form, whole or as a stream."""
-        call, pieces, asked = self._accept(body)
-        said = count_tokens("".join(pieces))
+        tool, pieces, asked, said = self._accept(body)
         usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
         base = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": body["model"]}
-        message: Json = {"role": "assistant", "content": None if call else "".join(pieces)}
+        message: Json = {"role": "assistant", "content": None if tool else "".join(pieces)}
         deltas: list[Json] = [{"content": piece} for piece in pieces]
-        if call:
-            made: Json = {"id": new_id("call_"), "type": "function"}
-            made["function"] = {"name": call[0], "arguments": "".join(pieces)}
-            message["tool_calls"] = [made]
-            start = {**made, "index": 0, "function": {"name": call[0], "arguments": ""}}
+        if tool:
+            function = {"name": tool, "arguments": "".join(pieces)}
+            call = {"id": new_id("call_"), "type": "function", "function": function}
+            message["tool_calls"] = [call]
+            first = {**call, "index": 0, "function": {"name": tool, "arguments": ""}}
             rest = [{"index": 0, "function": {"arguments": piece}} for piece in pieces]
-            deltas = [{"tool_calls": [part]} for part in (start, *rest)]
-        end = "tool_calls" if call else "stop"
+            deltas = [{"tool_calls": [part]} for part in (first, *rest)]
+        end = "tool_calls" if tool else "stop"
         if not body.get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": end}
             return {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
-        base["object"] = "chat.completion.chunk"
-        deltas = [{"role": "assistant", "content": None if call else ""}, *deltas, {}]
+        deltas = [{"role": "assistant", "content": None if tool else ""}, *deltas, {}]
         choices: list[Json] = [{"index": 0, "delta": d, "finish_reason": None} for d in deltas]
         choices[-1]["finish_reason"] = end
+        base["object"] = "chat.completion.chunk"
         chunks: list[Json] = [{**base, "choices": [choice]} for choice in choices]
         options = body.get("stream_options")
         if isinstance(options, dict) and options.get("include_usage"):
@@ -644,15 +580,15 @@ class Service:
 
     def messages(self, body: Any) -> Json | list[str]:
         """A message in Anthropic's form, whole or as a stream."""
-        call, pieces, asked = self._accept(body)
-        usage = {"input_tokens": asked, "output_tokens": count_tokens("".join(pieces))}
-        end = {"stop_reason": "tool_use" if call else "end_turn", "stop_sequence": None}
-        block: Json = {"type": "text", "text": "".join(pieces)}
+        tool, pieces, asked, said = self._accept(body)
+        usage = {"input_tokens": asked, "output_tokens": said}
+        end = {"stop_reason": "tool_use" if tool else "end_turn", "stop_sequence": None}
         empty: Json = {"type": "text", "text": ""}
+        block: Json = {**empty, "text": "".join(pieces)}
         deltas = [{"type": "text_delta", "text": piece} for piece in pieces]
-        if call:
-            block = {"type": "tool_use", "id": new_id("toolu_"), "name": call[0], "input": call[1]}
-            empty = {**block, "input": {}}
+        if tool:
+            empty = {"type": "tool_use", "id": new_id("toolu_"), "name": tool, "input": {}}
+            block = {**empty, "input": json.loads("".join(pieces))}
             deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
         message: Json = {"id": new_id("msg_"), "type": "message", "role": "assistant"}
         message |= {"model": body["model"], "content": [block], "usage": usage, **end}
@@ -669,48 +605,18 @@ class Service:
         return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
 
 
-def read_body(request: Request) -> Json:
-    """The body as a JSON object; {} if it is empty. Raises Refused."""
-    writes = request.method in ("POST", "PATCH") and request.path.startswith("/v1/account/")
-    if writes and request.headers.get_content_type() != "application/json":
-        raise Refused(415, "The Content-Type must be application/json", "content_type")
-    try:
-        body = request.json if request.body else {}
-    except (ValueError, RecursionError):
-        raise Refused(400, "The body is not JSON", "json") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "The body is not a JSON object", "json")
-    return body
-
-
-def secret_of(request: Request) -> str:
-    """The key that a request was sent with."""
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    return secret if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
-
-
-STYLE = """
- :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
- body { max-width: 60rem; margin: 10vh auto; padding: 0 1rem; overflow-wrap: anywhere }
- .pay { max-width: 24rem; text-align: center }
- pre { white-space: pre-wrap }
- .amount { font-size: clamp(1.6rem, 9vw, 3rem); font-weight: 700; margin: 0 }
- button { width: 100%; padding: .9rem; border: 0; border-radius: .6rem; cursor: pointer;
-   background: #17703a; color: #fff; font: inherit; font-weight: 600 }
-"""
+STYLE = """:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 44rem; margin: 10vh auto; padding: 0 1rem; overflow-wrap: anywhere }
+pre { white-space: pre-wrap } button { font: inherit; padding: .5rem 2rem }"""
 
 
 def page(title: str, content: str, status: int = 200, **headers: str) -> Response:
     """A page for a person, without scripts."""
     text = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8"><title>{title} - CacheForge sandbox</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{title} - CacheForge sandbox</title>
-<style>{STYLE}</style></head><body><main>
-{content}
-<footer>A sandbox: no money moves.</footer>
-</main></body></html>
+<link rel="icon" href="data:,"><style>{STYLE}</style></head>
+<body><main>{content}</main><footer>A sandbox: no money moves.</footer></body></html>
 """
     headers["Cache-Control"] = "no-store"  # so that going back never shows the unpaid page
     return Response(status, "text/html; charset=utf-8", [text.encode()], headers)
@@ -723,42 +629,36 @@ def payment_page(account: Account, request: Request) -> Response:
     if link is None or action not in ("", "cancel"):
         told = "It may have been cut when it was copied, or its sandbox has stopped."
         return page("Unknown link", f"<h1>There is no such payment link</h1><p>{told}</p>", 404)
-    here = html.escape(f"/pay/{token}")
-    allowed = ("GET", "HEAD") if action else ("GET", "HEAD", "POST")
-    if request.method not in allowed:
-        refused = Refused(405, "Method not allowed", "method", Allow=", ".join(allowed))
-        return Response.refusal(request, refused)
-    if request.method == "POST":
+    if request.method not in ("GET", "HEAD", "POST"):
+        raise Refused("Method not allowed", 405, Allow="GET, HEAD, POST")
+    here, amount = f"/pay/{token}", f"${link.amount_usd:,}.00"
+    if request.method == "POST" and not action:
         account.pay(link)
         return page("Paid", "", 303, Location=here)  # so that a reload does not pay again
-    amount = f"${link.amount_usd:,}.00"
     title, foot = f"Pay {amount}", f'<form method="post"><button>Pay {amount}</button></form>'
     foot += f'<p><a href="{here}/cancel">Cancel</a></p>'
     if link.paid:
         title, foot = "Paid", '<p role="status">Paid. You can close this page.</p>'
     elif action:
-        back = f'<p><a href="{here}">Back to the payment</a></p>'
-        title, foot = "Not paid", f"<p>Nothing was charged. The link stays open.</p>{back}"
+        title, foot = "Not paid", "<p>Nothing was charged. The link stays open.</p>"
+        foot += f'<p><a href="{here}">Back to the payment</a></p>'
     means = {"stripe": "by card", "crypto": "in crypto"}[link.method]
-    head = f'<h1>CacheForge credit</h1><p class="amount">{amount}</p><p>{means}</p>'
-    return page(title, f'<div class="pay">{head}{foot}</div>')
+    return page(title, f"<h1>CacheForge credit: {amount}</h1><p>To be paid {means}.</p>{foot}")
 
 
 def index_page(box: Sandbox, local: bool) -> Response:
     """What this is, how to connect, the account, and the last requests."""
-    variables = {**box.env, **({} if local else {n: "..." for n in box.env if "KEY" in n})}
+    values = {n: v if local or "KEY" not in n else "..." for n, v in box.env.items()}
     sections = {
-        "Connect": [f"{name}={value}" for name, value in variables.items()],
+        "Connect": [f"{name}={value}" for name, value in values.items()],
         "Account": [f"{name}: {json.dumps(v)}" for name, v in box.account.settings().items()],
         "Last requests": [f"{r.call} {r.status or '-'}" for r in box.requests[:-21:-1]] or ["none"],
         "Calls": [*box.service.routes, *box.controls],
     }
-    content = "".join(
-        f"<h2>{title}</h2><pre>{html.escape(chr(10).join(lines), quote=False)}</pre>"
-        for title, lines in sections.items()
-    )
-    told = "<h1>CacheForge sandbox</h1><p>A fake service, for tests. It is ready.</p>"
-    return page("Ready", told + content)
+    content = "<h1>CacheForge sandbox</h1><p>A fake service, for tests. It is ready.</p>"
+    for title, lines in sections.items():
+        content += f"<h2>{title}</h2><pre>{html.escape(chr(10).join(lines), quote=False)}</pre>"
+    return page("Ready", content)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -776,18 +676,17 @@ class Handler(BaseHTTPRequestHandler):
         box = self.server.sandbox
         path = re.sub("^https?://[^/]*", "", self.path).partition("?")[0]
         request = Request(self.command, path, self.headers)
-        refusal = None
+        request.local = self.client_address[0] == "127.0.0.1"
         try:
             request.body = self._read_body()
         except Refused as refused:
-            refusal = Response.refusal(request, refused)
-        if path in ("/", "/favicon.ico") or path.startswith("/sandbox/"):
-            local = self.client_address[0] in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-            self._send(request, refusal or box.control(request, local))
+            request.broken = refused
+        if path == "/" or path.startswith("/sandbox/"):
+            self._send(request, box.respond(request))
             return
         box.record(request)
         fault = box.next_fault(request.call)
-        response = None if fault and not fault.after else refusal or box.respond(request)
+        response = None if fault and not fault.after else box.respond(request)
         if response and (not fault or fault.half):
             request.status = response.status
             box.log(f"{request.call} {response.status}{' (cut)' if fault else ''}")
@@ -801,52 +700,50 @@ class Handler(BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         """The body. Raises Refused if it cannot be read, and ends the connection."""
-        length, coding = self.headers.get("Content-Length"), self.headers.get("Transfer-Encoding")
-        ending = {"Connection": "close"}
-        try:
-            if coding is not None and coding.lower() == "chunked":
-                return self._read_chunks()
-            if coding is not None or not (length or "0").isdecimal():
-                reason = "Send the body with a Content-Length, or chunked"
-                raise Refused(411, reason, "length_required", **ending)
-            return self._read_exactly(int(length or 0))
-        except ValueError:
-            raise Refused(400, "The body is broken, or ended early", "length", **ending) from None
+        length = self.headers.get("Content-Length", "0")
+        coding = self.headers.get("Transfer-Encoding", "")
+        if coding.lower() == "chunked":
+            body = b""
+            while size := self._read_size():
+                body += self._read_exactly(size, len(body))
+                self.rfile.readline(3)
+            while self.rfile.readline(999).strip():
+                pass  # trailers
+            return body
+        if coding or not length.isdecimal():
+            reason = "Send the body with a Content-Length, or chunked"
+            raise Refused(reason, 411, Connection="close")
+        return self._read_exactly(int(length))
+
+    def _read_size(self) -> int:
+        text = self.rfile.readline(999).partition(b";")[0].strip()
+        if not re.fullmatch(b"[0-9a-fA-F]{1,9}", text):
+            raise Refused("The body is not chunked", Connection="close")
+        return int(text, 16)
 
     def _read_exactly(self, count: int, before: int = 0) -> bytes:
         if before + count > MAX_REQUEST_BYTES:
-            raise Refused(413, "Body too large", "too_large", Connection="close")
-        body = self.rfile.read(max(0, count))
+            raise Refused("Body too large", 413, Connection="close")
+        body = self.rfile.read(count)
         if len(body) != count:
-            raise ValueError
-        return body
-
-    def _read_chunks(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(999).partition(b";")[0] or b"x", 16):
-            body += self._read_exactly(size, len(body))
-            self.rfile.readline(3)
-        while self.rfile.readline(999).strip():
-            pass  # trailers
+            raise Refused("The body ended early", Connection="close")
         return body
 
     def _send(self, request: Request, response: Response, cut: bool = False) -> None:
         """Send a response; if it is `cut`, only the first half of a stream, and no other body."""
-        stream = response.kind == "text/event-stream"
-        chunked = stream and self.request_version == "HTTP/1.1"
+        chunked = response.kind == "text/event-stream" and self.request_version == "HTTP/1.1"
         self.send_response(response.status)
         self.send_header("Content-Type", response.kind)
         if chunked:
             self.send_header("Transfer-Encoding", "chunked")
-        elif not stream:
+        else:
             self.send_header("Content-Length", str(sum(map(len, response.parts))))
-        if stream and not chunked:
-            self.send_header("Connection", "close")
-        # without that header, since Node takes an early end for the end if it was announced
-        self.close_connection = self.close_connection or cut
-        for name, value in {**id_headers(request.id), **response.headers}.items():
+        ids = {"X-Request-Id": request.id, "request-id": request.id}  # Anthropic's name, too
+        for name, value in {**ids, **response.headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if cut:  # not announced, since Node takes an early end for the end if it was
+            self.close_connection = True
         parts = response.parts if self.command != "HEAD" else []
         for part in parts[: len(parts) // 2] if cut else parts:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
@@ -875,104 +772,72 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.close()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: http.server's own log is not wanted."""
+        pass
 
 
-class Server(ThreadingHTTPServer):
+class Server(socketserver.ThreadingTCPServer):
     """A thread per connection; none of them keeps the process alive."""
 
     daemon_threads = True
-    block_on_close = False
     request_queue_size = 128
     allow_reuse_address = os.name != "nt"  # there it would share a port that is in use
     sandbox: Sandbox
 
-    def __init__(self, host: str, port: int) -> None:
-        self.connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), Handler)
-
-    def server_bind(self) -> None:
-        """Bind, without http.server's search for a host name that nobody needs."""
-        socketserver.TCPServer.server_bind(self)
-
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve one connection in a thread of its own."""
-        self.connections.add(request)
+        self.sandbox.connections.add(request)
         super().process_request(request, client_address)
 
-    def hang_up(self) -> None:
-        """Shut all connections down, those that wait for a next request, too."""
-        for connection in list(self.connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: clients that hang up are to be expected."""
+        pass  # clients that hang up are to be expected
 
 
 def to_microusd(usd: Usd) -> int:
-    """Dollars with up to six decimals, perhaps negative, as microdollars. Raises ValueError."""
-    if isinstance(usd, bool) or not isinstance(usd, (str, int, float, Decimal)):
-        raise ValueError(f"dollars are a number or text, such as '12.34', not {usd!r}")
-    text = usd if isinstance(usd, str) else f"{Decimal(str(usd)):f}"
-    match = re.fullmatch(r"(-?)([0-9]{1,9})(?:\.([0-9]{1,6}))?", text)
-    if not match:
-        raise ValueError(f"dollars are written like 0, 12.34 or -1.50, not {text!r}")
-    microusd = int(match[2]) * MICROUSD_PER_USD + int((match[3] or "").ljust(6, "0"))
-    return -microusd if match[1] else microusd
+    """Dollars with up to six decimals, perhaps negative, as microdollars. Raises Refused."""
+    text = f"{Decimal(str(usd)):f}" if type(usd) in (int, float, Decimal) else usd
+    known = isinstance(text, str) and re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", text)
+    require(known, f"dollars are written like 0, 12.34 or -1.50, not {usd!r}")
+    return int(Decimal(text) * MICROUSD_PER_USD)
 
 
-def one(kind: type, words: str, many: bool = False) -> Callable[[Any], Any]:
-    """A reader that accepts a value of this type, or a list of them. Raises ValueError."""
-
-    def read(value: Any) -> Any:
-        values = value if many and isinstance(value, list) else [value]
-        if isinstance(value, list) is many and all(type(each) is kind for each in values):
-            return value
-        raise ValueError(f"must be {words}, not {value!r}")
-
-    return read
+def read_seconds(value: Any) -> Any:
+    """Seconds, or None. Raises Refused."""
+    fits = value is None or (type(value) in (int, float) and 0 <= value <= 1e6)
+    require(fits, f"must be seconds, such as 5 or 0.5, or null, not {value!r}")
+    return value
 
 
-def read_seconds(value: Any) -> float | None:
-    """Seconds, or None. Raises ValueError."""
-    if value is None or (type(value) in (int, float) and 0 <= value <= 1e6):
-        return value  # type: ignore[no-any-return]
-    raise ValueError(f"must be seconds, such as 5 or 0.5, or null, not {value!r}")
-
-
-SETTINGS: dict[str, Callable[[Any], Any]] = {
+READERS: dict[str, Callable[[Any], Any]] = {
     "balance_usd": to_microusd,
-    "card_saved": one(bool, "true or false"),
     "auto_topup": read_rule,
     "upstream": lambda value: read_upstream(value) if value else {},
-    "keys": one(str, "a list of labels", many=True),
-    "tenant_name": one(str, "text"),
-    "tenant_status": one(str, "text"),
-    "unpaid_links": one(int, "a list of whole dollars", many=True),
     "pay_after_s": read_seconds,
-    "faults": one(str, "a list of CALL=WHAT", many=True),
 }
+EXAMPLES: Json = {"card_saved": True, "tenant_name": "text", "tenant_status": "active"}
+EXAMPLES |= {"keys": ["label"], "unpaid_links": [10], "faults": ["GET /v1/models=503"]}
+SETTINGS = [*READERS, *EXAMPLES]
 
 
 def read_setting(name: str, value: Any) -> Any:
-    """A setting of an account, checked. Raises ValueError."""
-    if name not in SETTINGS:
-        known = ", ".join(SETTINGS)
-        raise ValueError(f"{name!r} is no setting of an account; they are {known}")
-    try:
-        return SETTINGS[name](value)
-    except (Refused, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from None
+    """A setting of an account, checked. Raises Refused."""
+    known = ", ".join(SETTINGS)
+    require(name in SETTINGS, f"{name!r} is no setting of an account; they are {known}")
+    if name in READERS:
+        try:
+            return READERS[name](value)
+        except Refused as refused:
+            raise Refused(f"{name}: {refused}") from None
+    example = EXAMPLES[name]
+    values, examples = (value, example) if isinstance(example, list) else ([value], [example])
+    fits = isinstance(values, list) and all(type(each) is type(examples[0]) for each in values)
+    require(fits, f"{name}: must be like {json.dumps(example)}, not {value!r}")
+    return value
 
 
 class Sandbox:
     """A running service with one account. Use it with `with`, or `start` and `close`.
 
-    `settings` are those of `apply`. `port` 0 takes any free one. `log` is called with a line
-    per request. `account` is the account itself: ledger, keys, links.
+    `settings` are those of `apply`. `port` 0 takes any free one. `account` is the account
+    itself: ledger, keys, links.
     """
 
     def __init__(
@@ -980,24 +845,17 @@ class Sandbox:
         balance_usd: Usd = "12.34",
         api_key: str = DEFAULT_KEY,
         port: int = 0,
-        log: Callable[[str], object] = lambda line: None,
         host: str = "127.0.0.1",
         **settings: Any,
     ) -> None:
-        self.log = log
+        self.log: Callable[[str], object] = lambda line: None  # called with a line per request
         self.closing = threading.Event()
+        self.connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._opening = {"balance_usd": balance_usd, **settings}
         self._api_key = api_key
         self.reset()
-        try:
-            self._server = Server(host, port)
-        except (OSError, OverflowError) as error:
-            code = getattr(error, "errno", errno.EINVAL)
-            why = getattr(error, "strerror", "the highest is 65535")
-            if code == errno.EADDRINUSE:
-                why = "it is in use; leave the port out to get one that is free"
-            raise OSError(code, f"cannot listen on {host}, port {port}: {why}") from None
+        self._server = Server((host, port), Handler)
         self._server.sandbox = self
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -1011,11 +869,13 @@ class Sandbox:
         self.closing.set()
         if self._thread.is_alive():
             with contextlib.suppress(OSError):  # this connection wakes the thread from its wait
-                where = urlsplit(self.url)
-                socket.create_connection((where.hostname, where.port or 0), 1).close()
+                host, port = self.url.partition("://")[2].split(":")
+                socket.create_connection((host, int(port)), 1).close()
             self._thread.join()
         self._server.server_close()
-        self._server.hang_up()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self: Box) -> Box:
         return self.start()
@@ -1030,9 +890,8 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The base URL."""
-        host, port = self._server.server_address[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, port = map(str, self._server.server_address[:2])
+        return f"http://{host.replace('0.0.0.0', '127.0.0.1')}:{port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -1042,17 +901,15 @@ class Sandbox:
         return {f"{name}_{what}": values[name] for name in urls for what, values in pairs}
 
     def reset(self) -> None:
-        """Start again: the account as it was at first, no faults, no requests."""
+        """Start again: the account and the faults as they were at first, no requests."""
         self.account = Account(self._api_key)
         self.service = Service(self.account)
-        self.service.on_link = self._pay_later
         self.requests: list[Request] = []  # the last 1,000, oldest first
-        self._pay_after_s: float | None = None
         self.clear_faults()
         self.apply(**self._opening)
 
-    def apply(self, **settings: Any) -> None:
-        """Change the account. Raises ValueError, and then nothing is changed.
+    def apply(self, **settings: Any) -> Json:
+        """Change the account, or raise ValueError and change nothing. Returns its settings.
 
         `balance_usd`, `card_saved`, `auto_topup` and `upstream` (as the service takes them),
         `tenant_name`, `tenant_status`, `keys` (the labels of more API keys), `unpaid_links`
@@ -1062,20 +919,21 @@ class Sandbox:
         values = {name: read_setting(name, value) for name, value in settings.items()}
         faults = [read_fault(text) for text in values.pop("faults", ())]
         read = [(call, self._read_faults(call, each)) for call, each in faults]
-        with self.account.lock:
+        account = self.account
+        with account.lock:
             if "balance_usd" in values:
-                microusd = values.pop("balance_usd") - self.account.balance_microusd
-                self.account.credit("balance set", microusd)
+                account.credit("set", values.pop("balance_usd") - account.balance_microusd)
             if "keys" in values:
-                labels = enumerate(values.pop("keys"), 2)
-                self.account.keys[1:] = [listed_key(*numbered) for numbered in labels]
+                del account.keys[1:]
+            for number, label in enumerate(values.pop("keys", ()), 2):
+                secret = f"cf_{hashlib.sha256(b'%d' % number).hexdigest()[:32]}"  # always the same
+                account.keys.append(Key(f"key_{number}", secret, label, CREATED_AT))
             for number, amount_usd in enumerate(values.pop("unpaid_links", ()), 1):
-                link = Link(f"unpaid{number}", amount_usd, "stripe")
-                self.account.links[link.token] = link
-            self._pay_after_s = values.pop("pay_after_s", self._pay_after_s)
-            vars(self.account).update(values)
+                account.links[f"unpaid{number}"] = Link(f"unpaid{number}", amount_usd, "stripe")
+            vars(account).update(values)
         for call, each in read:
             self.add_faults(call, *each)
+        return account.settings()
 
     @property
     def balance_usd(self) -> Decimal:
@@ -1089,19 +947,15 @@ class Sandbox:
     def charge(self, usd: Usd) -> None:
         """Take credit, as calls do: auto top-up may follow."""
         amount_microusd = to_microusd(usd)
-        if amount_microusd < 0:
-            raise ValueError(f"a charge cannot be negative: {usd}")
+        require(amount_microusd >= 0, f"a charge cannot be negative: {usd}")
         self.account.charge("charged", amount_microusd)
 
-    def pay(self, link: Link | str | None = None) -> bool:
-        """Pay a link, its address or its token, or the last link; False if it was paid before."""
+    def pay(self, token: str | None = None) -> bool:
+        """Pay a link (its token or address), or the last one; False if it was paid before."""
         links = self.account.links
-        if isinstance(link, Link):
-            return self.account.pay(link)
-        token = next(reversed(links), "") if link is None else link.rpartition("/pay/")[2]
-        if token not in links:
-            created = ", ".join(links) or "none"
-            raise ValueError(f"there is no payment link {token!r}; created so far: {created}")
+        token = next(reversed(links), "") if token is None else token.rpartition("/pay/")[2]
+        created = ", ".join(links) or "none"
+        require(token in links, f"there is no payment link {token!r}; created so far: {created}")
         return self.account.pay(links[token])
 
     def add_faults(self, call: str, *faults: FaultLike) -> None:
@@ -1149,73 +1003,50 @@ class Sandbox:
             del self.requests[:-KEPT_REQUESTS]
 
     def respond(self, request: Request) -> Response:
-        """The service's own response."""
+        """The response to a request."""
+        status, headers = 200, NO_HEADERS
+        try:
+            value = self._carry_out(request)
+        except Refused as refused:
+            status, headers = refused.status, refused.headers
+            value = error_body(request.path, status, str(refused), request.id)
+        if isinstance(value, Response):
+            return value
+        if isinstance(value, list):
+            return Response(200, "text/event-stream", [event.encode() for event in value])
+        return Response(status, "application/json", [json.dumps(value).encode()], headers)
+
+    def _carry_out(self, request: Request) -> Response | Json | list[str]:
+        if request.broken:
+            raise request.broken
         if request.path.startswith("/pay/"):
             return payment_page(self.account, request)
-        scheme, _, here = self.url.partition("://")
-        return self.service.respond(request, f"{scheme}://{request.headers.get('Host', here)}")
+        if request.path != "/" and not request.path.startswith("/sandbox/"):
+            scheme, _, here = self.url.partition("://")
+            return self.service.respond(request, f"{scheme}://{request.headers.get('Host', here)}")
+        if request.call in ("GET /", "HEAD /"):
+            return index_page(self, request.local)
+        if not request.local:
+            self.account.check_key(request.secret)
+        control = self.controls.get(request.call)
+        if not control:
+            raise Refused(f"{request.call} is none of GET /, {', '.join(self.controls)}", 404)
+        try:
+            return control(**request.read_object()) or {"ok": True}
+        except (AttributeError, TypeError) as error:  # a field is missing, too many, or no text
+            raise Refused(f"{request.call}: {str(error).rpartition('() ')[2]}") from None
 
     @property
-    def controls(self) -> dict[str, Callable[[Json], Any]]:
-        """The calls under /sandbox/."""
+    def controls(self) -> dict[str, Callable[..., Any]]:
+        """The calls under /sandbox/; their parameters are the fields of the body."""
         return {
-            "GET /sandbox/requests": self._get_requests,
-            "POST /sandbox/faults": self._post_faults,
-            "DELETE /sandbox/faults": lambda body: self.clear_faults(),
-            "POST /sandbox/account": self._post_account,
-            "POST /sandbox/pay": self._post_pay,
-            "POST /sandbox/reset": lambda body: self.reset(),
+            "GET /sandbox/requests": lambda: {"requests": [r.as_json() for r in [*self.requests]]},
+            "POST /sandbox/faults": lambda call, faults: self.add_faults(call, *faults),
+            "DELETE /sandbox/faults": self.clear_faults,
+            "POST /sandbox/account": self.apply,
+            "POST /sandbox/pay": lambda token=None: {"paid": self.pay(token)},
+            "POST /sandbox/reset": self.reset,
         }
-
-    def control(self, request: Request, local: bool) -> Response:
-        """The response to the index page and to the calls under /sandbox/."""
-        if request.path == "/favicon.ico":  # browsers ask for it unasked
-            return Response(404, "text/plain", [b""])
-        if request.call in ("GET /", "HEAD /"):
-            return index_page(self, local)
-        try:
-            if not local:
-                self.account.check_key(secret_of(request))
-            if request.call not in self.controls:
-                calls = ", ".join(["GET /", *self.controls])
-                raise Refused(404, f"{request.call} is none of {calls}", "not_found")
-            value = self.controls[request.call](read_body(request))
-            return Response.json(value or {"ok": True})
-        except Refused as refused:
-            return Response.refusal(request, refused)
-        except (TypeError, ValueError) as error:
-            return Response.refusal(request, Refused(400, str(error), "control"))
-
-    def _get_requests(self, body: Json) -> Json:
-        return {"requests": [request.as_json() for request in list(self.requests)]}
-
-    def _post_faults(self, body: Json) -> None:
-        call, faults = body.get("call"), body.get("faults")
-        if set(body) != {"call", "faults"} or not isinstance(call, str):
-            raise ValueError('the body must be {"call": "METHOD /path", "faults": [...]}')
-        self.add_faults(call, *(faults if isinstance(faults, list) else [faults]))
-
-    def _post_account(self, body: Json) -> Json:
-        self.apply(**body)
-        return self.account.settings()
-
-    def _post_pay(self, body: Json) -> Json:
-        token = body.get("token")
-        if set(body) - {"token"} or not isinstance(token, (str, type(None))):
-            raise ValueError('the body must be {"token": "..."}, or empty for the last link')
-        return {"paid": self.pay(token)}
-
-    def _pay_later(self, link: Link) -> None:
-        account = self.account
-
-        def pay() -> None:
-            account.pay(link)
-            self.log(f"paid ${link.amount_usd}")
-
-        if self._pay_after_s is not None:
-            timer = threading.Timer(self._pay_after_s, pay)
-            timer.daemon = True
-            timer.start()
 
 
 EPILOG = f"""
@@ -1239,8 +1070,8 @@ JSON body, or one of:
 done+WHAT carries the call out first; N*WHAT stands for N times. Faults are used in order.
 In CALL, ID stands for any key's id: 'POST /v1/account/keys/ID/revoke=503'.
 
-An account has any of: {", ".join(list(SETTINGS)[:7])},
-{", ".join(list(SETTINGS)[7:])}.
+An account has any of: {", ".join(SETTINGS[:7])},
+{", ".join(SETTINGS[7:])}.
 Tests in any language control a sandbox by JSON over HTTP, on this machine without a key:
   GET /sandbox/requests     the last {KEPT_REQUESTS} requests
   POST /sandbox/faults      {{"call": "GET /v1/models", "faults": ["429 Retry-After: 2"]}}
@@ -1256,8 +1087,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sandbox.py",
         usage="sandbox.py [options] COMMAND [ARG...] | --exec CMD [ARG...] | --serve",
-        description="A fake CacheForge service for tests: no money moves.\n"
-        "COMMAND and what follows goes to ops.py.",
+        description="A fake CacheForge service for tests. COMMAND and what follows goes to ops.py.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -1265,15 +1095,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--exec", action="store_true", help="run CMD, any program")
     add("--serve", action="store_true", help="serve until Ctrl-C")
-    add("--port", type=int, default=0, help="for --serve (default: any that is free)")
-    add("--host", help="0.0.0.0 serves everybody (default 127.0.0.1: only this machine)")
+    add("--port", type=int, default=0, help="the port (default: any that is free)")
+    add("--host", default="127.0.0.1", help="0.0.0.0 serves everybody (default 127.0.0.1)")
     add("--balance", metavar="USD", help="the balance (default 12.34)")
     add("--key", default=DEFAULT_KEY, help=f"the API key (default {DEFAULT_KEY})")
     add("--pay-after", type=float, metavar="SECONDS", help="pay each link after that long")
     words = "the account: a JSON file, or JSON itself: '{\"card_saved\": true}'"
     add("--account", metavar="FILE.json", default="{}", help=words)
-    words = "let the next such call fail; repeatable"
-    add("--fault", metavar="CALL=WHAT", action="append", default=[], help=words)
+    add("--fault", metavar="CALL=WHAT", action="append", default=[], help="let it fail; repeatable")
     add("--verbose", action="store_true", help="print a line per request on stderr")
     add("--version", action="version", version=f"sandbox.py {__version__}")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -1292,24 +1121,19 @@ def read_account(options: argparse.Namespace) -> Json:
     return {**settings, **{name: value for name, value in given.items() if value is not None}}
 
 
-def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The options, with `command` as what is to be run. Ends the program if they are wrong."""
-    options = parser.parse_args(argv)
-    if options.command[:1] == ["--"]:
-        del options.command[0]
-    command = options.command
+def read_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """What is to be run; nothing with --serve. Ends the program if the options are wrong."""
+    command: list[str] = options.command[options.command[:1] == ["--"] :]
     if options.serve and (options.exec or command):
         parser.error("--serve runs no command")
     if not options.serve and not command:
         parser.error("nothing to do: give an ops.py command, --exec CMD, or --serve (see --help)")
-    if not options.serve and (options.port or options.host):
-        parser.error("--port and --host need --serve")
-    if not options.serve and not options.exec:
-        if not OPS.exists():
-            parser.error(f"{command[0]!r} needs ops.py, which is not at {OPS}; --serve and --exec"
-                " CMD work without it")  # fmt: skip
-        options.command = [sys.executable, str(OPS), *command]
-    return options
+    if options.serve or options.exec:
+        return command
+    if not OPS.exists():
+        told = f"{command[0]!r} needs ops.py, which is not at {OPS}"
+        parser.error(f"{told}; --serve and --exec CMD work without it")
+    return [sys.executable, str(OPS), *command]
 
 
 def say(line: str) -> None:
@@ -1321,28 +1145,19 @@ def say(line: str) -> None:
         sys.stderr = None  # so that Python does not try again when it ends, and exits with 120
 
 
-def name_unused_faults(box: Sandbox) -> None:
-    """Say which faults have not happened, since that may be a mistake in a test."""
-    for call in box.unused_faults:
-        say(f"sandbox: a fault was not used, because nobody called {call}")
-
-
-def serve(box: Sandbox, open_to: str) -> int:
+def serve(box: Sandbox, host: str) -> int:
     """Print how to reach the sandbox, then serve until a signal comes."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         for name in ("SIGINT", "SIGTERM"):  # a shell lets what is in the background ignore SIGINT
             signal.signal(getattr(signal, name), signal.default_int_handler)
-        say(f"# serving {open_to}; Ctrl-C stops")
+        local = host in ("127.0.0.1", "localhost")
+        say(f"# serving {'this machine' if local else f'whoever can reach {host}'}; Ctrl-C stops")
         for variable, value in box.env.items():
             print(f"export {variable}={value}", flush=True)
         box.start()  # only now, so that a response means that all is printed
         while True:
             time.sleep(3600)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        box.close()
-        name_unused_faults(box)
+    return 0
 
 
 def run_inside(box: Sandbox, command: Sequence[str]) -> int:
@@ -1353,40 +1168,33 @@ def run_inside(box: Sandbox, command: Sequence[str]) -> int:
         say(f"sandbox: cannot run {command[0]}: {error.strerror}")
         return 127 if isinstance(error, FileNotFoundError) else 126
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    while True:
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:  # the terminal sends it to the command, too, which decides
-            continue
-        name_unused_faults(box)
-        if str(OPS) in command[:2]:  # its output may name links and commands that work no more
-            say("sandbox: stopped; its links and keys are gone (--serve keeps a sandbox running)")
-        return 128 - code if code < 0 else code
+    signal.signal(signal.SIGINT, lambda *_: None)  # the command gets it, too, and decides
+    code = child.wait()
+    return 128 - code if code < 0 else code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = make_parser()
-    options = read_options(parser, sys.argv[1:] if argv is None else argv)
-    host = options.host or "127.0.0.1"
-
-    def log(line: str) -> None:
-        if options.verbose:
-            say(f"{time.strftime('%H:%M:%S')} {line}")
-
+    options = parser.parse_args(argv)
+    command = read_command(parser, options)
+    host, port = options.host, options.port
     try:
-        settings = read_account(options)
-        box = Sandbox(api_key=options.key, port=options.port, log=log, host=host, **settings)
-    except ValueError as error:
+        box = Sandbox(api_key=options.key, port=port, host=host, **read_account(options))
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
-    except OSError as error:
-        say(f"sandbox: {error.strerror}")
+    except (OSError, OverflowError) as error:
+        say(f"sandbox: cannot listen on {host}, port {port}: {error}")
         return 2
-    if options.serve:
-        local = host in ("127.0.0.1", "::1", "localhost")
-        return serve(box, "this machine" if local else f"whoever can reach {host}")
-    with box:
-        return run_inside(box, options.command)
+    if options.verbose:
+        box.log = say
+    with contextlib.closing(box):
+        code = serve(box, host) if options.serve else run_inside(box.start(), command)
+    for call in box.unused_faults:  # that may be a mistake in a test
+        say(f"sandbox: a fault was not used, because nobody called {call}")
+    if str(OPS) in command[:2]:  # its output may name links and commands that work no more
+        say("sandbox: stopped; its links and keys are gone (--serve keeps a sandbox running)")
+    return code
 
 
 if __name__ == "__main__":

@@ -395,7 +395,8 @@ def in_process(line: str) -> Result:
             result = call_ops(*command[2:], stdin=stdin, **{**box.env, **env})
     except SystemExit as refused:
         return Result(int(str(refused)), b"", err.getvalue().encode())
-    return Result(result.exit, result.raw, (result.err + err.getvalue()).encode())
+    told = re.sub(r"^sandbox: (stopped|a fault).*\n", "", err.getvalue(), flags=re.MULTILINE)
+    return Result(result.exit, result.raw, (result.err + told).encode())
 
 
 def press_ctrl_c(box: Sandbox, call: str) -> None:

@@ -128,7 +128,7 @@ class CommandLines(SandboxTest):
     def runs(self, argv: list[str]) -> None:
         self.save_card()
         self.ops("keys", "--create")
-        self.box.service.on_link = self.box.account.pay
+        self.box.apply(pay_after_s=0)
         spoken = [STAND_INS.get(word, word) for word in argv]
         spoken = [re.sub(r"^(\w+\.key)$", rf"{self.folder}/\1", word) for word in spoken]
         result = self.ops(*spoken, OPENROUTER_API_KEY="sk-or-v1-abcdef")

@@ -99,11 +99,15 @@ class Wire(SandboxTest):
         reply = self.ask(TOPUP, {"amountUsd": amount_usd, "method": method})
         return str(reply.json["paymentUrl"])
 
-    def test_the_key_is_checked(self) -> None:
-        for value in ("", "Bearer cf_wrong", f"Bearer {DEFAULT_KEY}x", f"Basic {DEFAULT_KEY}"):
-            reply = self.ask(BILLING, Authorization=value)
-            self.assertEqual(reply.status, 401)
-            self.assertEqual(reply.json["error"]["code"], "invalid_api_key")
+    def test_the_key_is_checked_in_either_header(self) -> None:
+        for call in (BILLING, "GET /v1/models"):
+            for value in ("", "Bearer cf_wrong", f"Bearer {DEFAULT_KEY}x", f"Basic {DEFAULT_KEY}"):
+                for key, status in (("", 401), ("cf_wrong", 401), (DEFAULT_KEY, 200)):
+                    reply = self.ask(call, Authorization=value, X_Api_Key=key)
+                    expected = 401 if value.startswith("Bearer") else status
+                    self.assertEqual(reply.status, expected, (value, key))
+                    if expected == 401:
+                        self.assertEqual(reply.json["error"]["code"], "invalid_api_key")
 
     def test_header_names_and_the_scheme_have_no_case(self) -> None:
         for name in ("authorization", "AUTHORIZATION", "aUTHORIZATION"):
@@ -115,10 +119,9 @@ class Wire(SandboxTest):
                 self.assertEqual(wire.makefile().readline(), "HTTP/1.1 200 OK\n")
 
     def test_a_card_payment_saves_the_card_and_crypto_does_not(self) -> None:
-        self.assertTrue(self.box.pay(self.pay_link(10, "crypto")))
-        self.assertFalse(self.box.account.card_saved)
-        self.assertTrue(self.box.pay(self.pay_link(10, "stripe")))
-        self.assertTrue(self.box.account.card_saved)
+        for method, saved in (("crypto", False), ("stripe", True)):
+            self.assertTrue(self.box.pay(self.pay_link(10, method)))
+            self.assertIs(self.box.account.card_saved, saved)
 
     def test_a_link_leads_back_to_where_the_call_came_to(self) -> None:
         reply = self.ask(TOPUP, {"amountUsd": 10, "method": "stripe"}, Host="sandbox:8402")
@@ -174,10 +177,7 @@ class Wire(SandboxTest):
 
     def test_an_unknown_or_incomplete_provider_is_refused_with_the_reason(self) -> None:
         for parts, told in (
-            (
-                {"kind": "openai"},
-                "kind openai is called custom, with baseUrl https://api.openai.com",
-            ),
+            ({"kind": "openai"}, "openai is called custom, with baseUrl https://api.openai.com"),
             ({"kind": "gopher"}, "kind must be one of openrouter, anthropic, custom"),
             ({"kind": "custom"}, "kind custom needs a baseUrl"),
             ({"kind": "custom", "baseUrl": "llm.example.com"}, "baseUrl must be an address"),
@@ -200,15 +200,13 @@ class Wire(SandboxTest):
         self.assertEqual(self.ask(CREATE, {}, Content_Type="Application/JSON; a=b").status, 200)
         self.assertEqual(self.ask(CHAT, ASK, Content_Type="text/plain").status, 200)
 
-    def test_the_gateway_answers_402_once_credit_is_used_up(self) -> None:
+    def test_402_comes_once_credit_is_used_up_and_the_rule_cannot_refill(self) -> None:
         self.box.charge("12.33")
         self.assertEqual(self.ask(CHAT, ASK).json["choices"][0]["finish_reason"], "stop")
-        reply = self.ask(CHAT, {**ASK, "stream": True})
-        self.assertEqual(reply.status, 402)
-        self.assertEqual(reply.json["error"]["code"], "insufficient_credit")
-        self.assertEqual(self.ask(MESSAGES, ASK).status, 402)
-
-    def test_the_rule_is_applied_before_a_call_is_refused(self) -> None:
+        for call, body in ((CHAT, ASK), (CHAT, {**ASK, "stream": True}), (MESSAGES, ASK)):
+            reply = self.ask(call, body)
+            kind = "billing_error" if call == MESSAGES else "insufficient_credit"
+            self.assertEqual((reply.status, reply.json["error"]["type"]), (402, kind))
         rule = {"enabled": True, "thresholdCents": 100, "amountCents": 1000}
         self.box.apply(balance_usd=0, auto_topup=rule, card_saved=True)
         self.assertEqual(self.ask(CHAT, ASK).status, 200)
@@ -248,11 +246,6 @@ class Wire(SandboxTest):
         self.box.set_balance(1)
         self.assertRegex(self.ask(MESSAGES, ASK).headers["request-id"], "^req_[0-9a-f]{12}$")
 
-    def test_the_key_may_stand_in_either_header_everywhere(self) -> None:
-        for call in (BILLING, "GET /v1/models"):
-            self.assertEqual(self.ask(call, Authorization="", X_Api_Key=DEFAULT_KEY).status, 200)
-            self.assertEqual(self.ask(call, Authorization="", X_Api_Key="cf_wrong").status, 401)
-
     def test_a_stream_ends_and_the_connection_serves_the_next_request(self) -> None:
         wire = http.client.HTTPConnection(self.box.url.partition("://")[2], timeout=PATIENCE_S)
         with contextlib.closing(wire):
@@ -275,7 +268,6 @@ class Wire(SandboxTest):
             ("GET /v1/account/keys/key_1/revoke", "POST"),
             ("OPTIONS /v1/chat/completions", "POST"),
             ("PUT /pay/open", "GET, HEAD, POST"),
-            ("POST /pay/open/cancel", "GET, HEAD"),
         ):
             self.box.account.links["open"] = sandbox.Link("open", 10, "stripe")
             reply = self.ask(call)
@@ -365,12 +357,6 @@ class Wire(SandboxTest):
             self.assertIn(part, reply.text)
         self.assertEqual(self.box.calls(), [CHAT])
 
-    def test_a_browser_that_looks_for_an_icon_makes_no_noise(self) -> None:
-        lines: list[str] = []
-        self.box.log = lines.append
-        self.assertEqual(self.ask("GET /favicon.ico").text, "")
-        self.assertEqual((lines, self.box.requests), ([], []))
-
 
 SCHEMA: Any = {
     "type": "object",
@@ -382,17 +368,17 @@ SCHEMA: Any = {
         "now": {"type": "boolean"},
         "unit": {"$ref": "#/$defs/Unit"},
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        "zone": {"type": ["string", "null"]},
-        "when": {"type": "object", "required": ["day"], "properties": {"day": {"const": 5}}},
-        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "when": {"type": "object", "required": ["day"], "properties": {"day": {"type": "number"}}},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "zone": {"type": ["integer", "null"]},
         "free": {},
         "left_out": {"type": "string"},
     },
-    "required": ["city", "days", "share", "now", "unit", "note", "zone", "when", "tags", "free"],
+    "required": ["city", "days", "share", "now", "unit", "note", "when", "tags", "zone", "free"],
 }
 ARGUMENTS: Any = {
     **{"city": "sample...", "days": 3, "share": 0.5, "now": True, "unit": "C", "note": "sample"},
-    **{"zone": "sample", "when": {"day": 5}, "tags": ["sample"], "free": "sample"},
+    **{"when": {"day": 1}, "tags": [], "zone": 1, "free": "sample"},
 }
 
 
@@ -406,41 +392,38 @@ class Tools(SandboxTest):
     named: ClassVar[Any] = {"type": "function", "function": {"name": "weather"}}
     anthropic: ClassVar[Any] = [{"name": "clock"}, {"name": "weather", "input_schema": SCHEMA}]
 
-    def test_of_openai(self) -> None:
-        for choice, name, arguments in (
-            ("required", "clock", {}),
-            (self.named, "weather", ARGUMENTS),
+    def test_it_is_called_whole_and_in_a_stream(self) -> None:
+        for call, tools, choice, expected in (
+            (CHAT, self.openai, "required", ("clock", {})),
+            (CHAT, self.openai, self.named, ("weather", ARGUMENTS)),
+            (MESSAGES, self.anthropic, {"type": "any"}, ("clock", {})),
+            (MESSAGES, self.anthropic, {"type": "tool", "name": "weather"}, ("weather", ARGUMENTS)),
         ):
-            body = {**ASK, "tools": self.openai, "tool_choice": choice}
-            (whole,) = ask(self.box, CHAT, body).json["choices"]
-            function = whole["message"]["tool_calls"][0]["function"]
-            self.assertEqual(whole["finish_reason"], "tool_calls")
-            self.assertEqual(
-                (function["name"], json.loads(function["arguments"])), (name, arguments)
-            )
-            text = ask(self.box, CHAT, {**body, "stream": True}).text
-            chunks = [json.loads(line[6:]) for line in text.split("\n\n")[:-2]]
-            calls = [c["choices"][0]["delta"].get("tool_calls", [{}])[0] for c in chunks]
-            self.assertEqual(calls[1]["function"]["name"], name)
-            streamed = "".join(call["function"]["arguments"] for call in calls if call)
-            self.assertEqual(json.loads(streamed), arguments)
-            self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], "tool_calls")
+            body = {**ASK, "tools": tools, "tool_choice": choice}
+            whole = ask(self.box, call, body).json
+            text = ask(self.box, call, {**body, "stream": True}).text
+            datas = [part.partition("data: ")[2] for part in text.split("\n\n")]
+            events = [json.loads(data) for data in datas if data.startswith("{")]
+            check = self.check_openai if call == CHAT else self.check_anthropic
+            check(whole, events, *expected)
 
-    def test_of_anthropic(self) -> None:
-        for choice, name, arguments in (
-            ({"type": "any"}, "clock", {}),
-            ({"type": "tool", "name": "weather"}, "weather", ARGUMENTS),
-        ):
-            body = {**ASK, "tools": self.anthropic, "tool_choice": choice}
-            whole = ask(self.box, MESSAGES, body).json
-            self.assertEqual(whole["stop_reason"], "tool_use")
-            (block,) = whole["content"]
-            self.assertEqual((block["name"], block["input"]), (name, arguments))
-            text = ask(self.box, MESSAGES, {**body, "stream": True}).text
-            events = [json.loads(part.partition("data: ")[2]) for part in text.split("\n\n")[:-1]]
-            self.assertEqual(events[1]["content_block"]["name"], name)
-            parts = [e["delta"].get("partial_json", "") for e in events if "delta" in e]
-            self.assertEqual(json.loads("".join(parts)), arguments)
+    def check_openai(self, whole: Any, chunks: list[Any], name: str, arguments: Any) -> None:
+        ends = [whole["choices"][0], chunks[-1]["choices"][0]]
+        self.assertEqual([end["finish_reason"] for end in ends], ["tool_calls"] * 2)
+        function = ends[0]["message"]["tool_calls"][0]["function"]
+        self.assertEqual((function["name"], json.loads(function["arguments"])), (name, arguments))
+        calls = [chunk["choices"][0]["delta"].get("tool_calls", [{}])[0] for chunk in chunks]
+        self.assertEqual(calls[1]["function"]["name"], name)
+        streamed = "".join(call["function"]["arguments"] for call in calls if call)
+        self.assertEqual(json.loads(streamed), arguments)
+
+    def check_anthropic(self, whole: Any, events: list[Any], name: str, arguments: Any) -> None:
+        (block,) = whole["content"]
+        self.assertEqual(whole["stop_reason"], "tool_use")
+        self.assertEqual((block["name"], block["input"]), (name, arguments))
+        self.assertEqual(events[1]["content_block"]["name"], name)
+        parts = [e["delta"].get("partial_json", "") for e in events if "delta" in e]
+        self.assertEqual(json.loads("".join(parts)), arguments)
 
     def test_without_a_demand_there_is_text(self) -> None:
         for choice in ("auto", "none", None, {"type": "auto"}):
@@ -468,7 +451,7 @@ class Control(SandboxTest):
 
     def test_requests_are_shown_without_secrets_and_not_mixed_with_these(self) -> None:
         ask(self.box, CHAT, ASK)
-        ask(self.box, BILLING, Authorization="", X_Api_Key=DEFAULT_KEY, X_Mine="1")
+        ask(self.box, f"{BILLING}?a=b", Authorization="", X_Api_Key=DEFAULT_KEY, X_Mine="1")
         ask(self.box, CREATE, "no json")
         self.box.add_faults(BILLING, "lost")
         with self.assertRaises(http.client.RemoteDisconnected):
@@ -481,6 +464,11 @@ class Control(SandboxTest):
             (shown[0]["headers"]["Authorization"], shown[1]["headers"]["X-Mine"]), ("***", "1")
         )
         self.assertNotIn(DEFAULT_KEY, json.dumps(shown))
+        request = self.box.requests[1]
+        self.assertEqual(
+            (request.call, request.headers["x-mine"], request.status), (BILLING, "1", 200)
+        )
+        self.assertEqual((request.json, self.box.requests[0].json), (None, ASK))
 
     def test_faults_are_added_and_deleted(self) -> None:
         body = {"call": BILLING, "faults": ["429 Retry-After: 2", 503, "503"]}
@@ -506,16 +494,21 @@ class Control(SandboxTest):
         self.assertEqual(self.control("POST /sandbox/pay", first), {"paid": True})
         self.assertEqual(self.control("POST /sandbox/pay", first), {"paid": False})
 
-    def test_reset(self) -> None:
-        self.box.set_balance(0)
-        ask(self.box, BILLING)
-        self.assertEqual(self.control("POST /sandbox/reset"), {"ok": True})
-        self.assertEqual((self.box.balance_usd, self.box.requests), (Decimal("12.34"), []))
+    def test_reset_starts_again_as_it_began(self) -> None:
+        with Sandbox(balance_usd=3, card_saved=True) as box:
+            box.add_faults(BILLING, 503)
+            box.apply(balance_usd=9, card_saved=False, keys=["a"])
+            self.assertEqual(ask(box, CREATE, {}).status, 200)
+            self.assertEqual(ask(box, "POST /sandbox/reset", Authorization="").json, {"ok": True})
+            self.assertEqual((box.requests, box.balance_usd), ([], 3))
+            self.assertEqual((box.account.card_saved, len(box.account.keys)), (True, 1))
+            self.assertEqual(ask(box, BILLING).status, 200)
 
     def test_mistakes_are_400_with_the_reason(self) -> None:
         for call, body, told in (
             ("POST /sandbox/faults", {"call": "GET /v1/model", "faults": [503]}, "GET /v1/models"),
-            ("POST /sandbox/faults", {"call": BILLING, "fault": [503]}, "the body must be"),
+            ("POST /sandbox/faults", {"call": BILLING, "fault": [503]}, "faults: got an unexp"),
+            ("POST /sandbox/faults", {"call": 7, "faults": [503]}, "'int' object"),
             ("POST /sandbox/faults", {"call": BILLING, "faults": [[]]}, "neither a status"),
             ("POST /sandbox/account", {"ballance": 1}, "'ballance' is no setting"),
             ("POST /sandbox/account", {"balance_usd": None}, "balance_usd: "),
@@ -523,7 +516,7 @@ class Control(SandboxTest):
             ("POST /sandbox/account", [], "not a JSON object"),
             ("POST /sandbox/account", "{", "not JSON"),
             ("POST /sandbox/pay", {"token": "nope"}, "no payment link 'nope'"),
-            ("POST /sandbox/pay", {"tokn": "nope"}, "the body must be"),
+            ("POST /sandbox/pay", {"tokn": "nope"}, "argument 'tokn'"),
         ):
             self.assertIn(told, self.control(call, body, 400)["error"]["message"])
         message = self.control("POST /sandbox/request", {}, 404)["error"]["message"]
@@ -578,7 +571,7 @@ class PaymentPages(SandboxTest):
         return "/pay/open"
 
     def test_an_unpaid_link_shows_amount_method_a_button_and_a_way_out(self) -> None:
-        parts = (">$1,000.00<", "in crypto", ">Pay $1,000.00<", ">Cancel<", 'method="post"')
+        parts = (" $1,000.00<", "in crypto", ">Pay $1,000.00<", ">Cancel<", 'method="post"')
         self.get(self.link(1000, "crypto"), *parts, 'href="/pay/open/cancel"')
 
     def test_paying_leads_to_a_page_that_can_be_reloaded_and_credits_once(self) -> None:
@@ -594,6 +587,7 @@ class PaymentPages(SandboxTest):
     def test_cancelling_charges_nothing_and_leads_back(self) -> None:
         parts = ("Nothing was charged. The link stays open.", 'href="/pay/open"')
         self.assertEqual(self.get(f"{self.link()}/cancel", *parts).status, 200)
+        self.assertEqual(ask(self.box, "POST /pay/open/cancel").status, 200)
         self.assertEqual(self.box.account.balance_microusd, 12_340_000)
 
     def test_an_unknown_link_gets_a_page_as_good_as_the_others(self) -> None:
@@ -602,18 +596,9 @@ class PaymentPages(SandboxTest):
             reply = self.get(path, ">There is no such payment link<")
             self.assertEqual(reply.status, 404, path)
 
-    def test_the_button_has_a_contrast_of_4_5_and_the_rest_the_colours_of_the_browser(self) -> None:
-        paper, ink = re.findall(r": ?#([0-9a-f]+)", sandbox.STYLE)
-        self.assertGreaterEqual((luminance(ink) + 0.05) / (luminance(paper) + 0.05), 4.5)
+    def test_the_colours_are_those_of_the_browser_in_the_light_and_in_the_dark(self) -> None:
         self.assertIn("color-scheme: light dark", sandbox.STYLE)
-
-
-def luminance(color: str) -> float:
-    """The relative luminance of WCAG 2."""
-    wide = color if len(color) == 6 else "".join(digit * 2 for digit in color)
-    parts = [int(wide[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        self.assertNotRegex(sandbox.STYLE, r"(?<!-)\b(color|background|border)\b[^-]|#")
 
 
 class Faults(SandboxTest):
@@ -737,14 +722,8 @@ class Faults(SandboxTest):
 class Library(unittest.TestCase):
     def test_a_balance_is_a_number_or_text_and_is_exact(self) -> None:
         for balance, microusd in (
-            *(
-                (0, 0),
-                (12, 12_000_000),
-                (-3, -3_000_000),
-                ("12.34", 12_340_000),
-                (12.5, 12_500_000),
-            ),
-            *((0.1, 100_000), (12.34, 12_340_000), (1e-6, 1), (1e2, 100_000_000)),
+            *((0, 0), (12, 12_000_000), (-3, -3_000_000), ("12.34", 12_340_000)),
+            *((12.5, 12_500_000), (0.1, 100_000), (1e-6, 1), (1e2, 100_000_000)),
             *(("-1.50", -1_500_000), (Decimal("0.000001"), 1), (Decimal("1E+2"), 100_000_000)),
         ):
             with Sandbox(balance_usd=balance) as box:
@@ -752,12 +731,11 @@ class Library(unittest.TestCase):
                 self.assertEqual(box.balance_usd, Decimal(str(balance)))
 
     def test_anything_else_is_told_what_to_write(self) -> None:
-        for odd in (True, None, b"1"):
-            with self.assertRaisesRegex(ValueError, f"a number or text, .* not {odd!r}"):
-                Sandbox(balance_usd=odd)  # type: ignore[arg-type]
-        for text in ("", "ten", "1.2345678", "$5", "1e3", Decimal("NaN"), 1e-7, float("inf")):
-            with self.assertRaisesRegex(ValueError, "dollars are written like 0, 12.34 or -1.50"):
-                Sandbox(balance_usd=text)
+        texts: list[Any] = ["", "ten", "1.2345678", "$5", "1e3", Decimal("NaN"), 1e-7, float("inf")]
+        for odd in (*texts, True, None, b"1"):
+            told = f"dollars are written like 0, 12.34 or -1.50, not {re.escape(repr(odd))}"
+            with self.assertRaisesRegex(ValueError, told):
+                Sandbox(balance_usd=odd)
 
     def test_charge_takes_so_much_and_the_rule_refills_and_set_balance_sets_it(self) -> None:
         with Sandbox(balance_usd=5) as box:
@@ -796,11 +774,11 @@ class Library(unittest.TestCase):
         with Sandbox() as box:
             for wrong, told in (
                 ({"ballance": 1}, "'ballance' is no setting of an account; they are balance_usd,"),
-                ({"card_saved": "yes"}, "card_saved: must be true or false, not 'yes'"),
+                ({"card_saved": "yes"}, "card_saved: must be like true, not 'yes'"),
                 ({"balance_usd": "ten"}, "balance_usd: dollars are written like"),
-                ({"keys": [1]}, r"keys: must be a list of labels, not \[1\]"),
-                ({"keys": "ab"}, "keys: must be a list of labels, not 'ab'"),
-                ({"unpaid_links": [True]}, "unpaid_links: must be a list of whole dollars"),
+                ({"keys": [1]}, r'keys: must be like \["label"\], not \[1\]'),
+                ({"keys": "ab"}, r"keys: must be like .*, not 'ab'"),
+                ({"unpaid_links": [True]}, r"unpaid_links: must be like \[10\]"),
                 ({"faults": ["503"]}, "write CALL=WHAT, such as"),
                 ({"pay_after_s": -1}, "pay_after_s: must be seconds, such as 5 or 0.5, or null"),
                 ({"pay_after_s": float("nan")}, "pay_after_s: must be seconds"),
@@ -816,16 +794,6 @@ class Library(unittest.TestCase):
                     box.apply(tenant_name="changed", **wrong)
                 self.assertEqual(box.account.tenant_name, "Sandbox Inc.")
 
-    def test_reset_starts_again_as_it_began(self) -> None:
-        with Sandbox(balance_usd=3, card_saved=True) as box:
-            box.add_faults(BILLING, 503)
-            box.apply(balance_usd=9, card_saved=False, keys=["a"])
-            self.assertEqual(ask(box, CREATE, {}).status, 200)
-            box.reset()
-            self.assertEqual((box.requests, box.balance_usd), ([], 3))
-            self.assertEqual((box.account.card_saved, len(box.account.keys)), (True, 1))
-            self.assertEqual(ask(box, BILLING).status, 200)
-
     def test_a_closed_sandbox_serves_its_open_connections_no_more(self) -> None:
         """As with a client that is kept for all tests, and a sandbox on the same port for each."""
         first = Sandbox(balance_usd=5)
@@ -837,8 +805,9 @@ class Library(unittest.TestCase):
                 wire.request("GET", "/v1/account/billing", headers={"X-Api-Key": DEFAULT_KEY})
                 self.assertEqual(wire.getresponse().read()[:9], b'{"billing')
                 hanging = dial(first)
-                first.add_faults(BILLING, "hang")
+                first.add_faults(BILLING, Fault(b"x", end="hang"))
                 hanging.sendall(b"GET /v1/account/billing HTTP/1.1\r\n\r\n")
+                self.assertEqual(hanging.recv(1), b"x")
             with Sandbox(balance_usd=7, port=int(first.url.rpartition(":")[2])) as second:
                 with self.assertRaises((ConnectionError, http.client.HTTPException)):
                     body, key = json.dumps(ASK), {"X-Api-Key": DEFAULT_KEY}
@@ -853,34 +822,34 @@ class Library(unittest.TestCase):
             list(pool.map(lambda n: ask(box, f"GET /v1/n/{n}"), range(1010)))
             self.assertEqual(len(box.requests), 1000)
 
-    def test_the_ledger_is_exact_under_many_threads(self) -> None:
+    def test_under_many_threads_the_ledger_is_exact_and_each_fault_happens_once(self) -> None:
         with Sandbox(balance_usd=1) as box, ThreadPoolExecutor(60) as pool:
-            statuses = list(pool.map(lambda _: ask(box, CHAT, ASK).status, range(60)))
-        self.assertEqual((statuses.count(200), statuses.count(402)), (50, 10))
+            box.add_faults(CHAT, *["503"] * 20)
+            statuses = list(pool.map(lambda _: ask(box, CHAT, ASK).status, range(80)))
+        self.assertEqual([statuses.count(n) for n in (200, 402, 503)], [50, 10, 20])
         self.assertEqual(box.balance_usd, 0)
 
     def test_pay_takes_a_link_or_its_address_and_says_whether_it_was_unpaid(self) -> None:
         with Sandbox(balance_usd=0) as box:
             reply = ask(box, TOPUP, {"amountUsd": 10, "method": "stripe"})
             self.assertTrue(box.pay(reply.json["paymentUrl"]))
-            (link,) = box.account.links.values()
-            self.assertFalse(box.pay(link))
-            self.assertFalse(box.pay(link.token))
+            (token,) = box.account.links
+            self.assertFalse(box.pay(token))
             self.assertFalse(box.pay())
             self.assertEqual(box.balance_usd, 10)
             ask(box, TOPUP, {"amountUsd": 20, "method": "stripe"})
             self.assertTrue(box.pay())  # the last one
             self.assertEqual(box.balance_usd, 30)
-            with self.assertRaisesRegex(ValueError, f"link 'x'; created so far: {link.token}"):
+            with self.assertRaisesRegex(ValueError, f"link 'x'; created so far: {token}"):
                 box.pay("https://elsewhere.example/pay/x")
 
     def test_faults_that_could_never_happen_are_refused(self) -> None:
         with Sandbox() as box:
             for call, told in (
-                ("POST /v1/chat/completion", "did you mean 'POST /v1/chat/completions'"),
+                ("POST /v1/chat/completion", "service: try POST /v1/chat/completions$"),
                 ("/v1/models", "'/v1/models' is no call of this service"),
                 ("GET /v1/chat/completions", "is no call of this service"),
-                ("DELETE /nothing", "the calls are POST /v1/chat/completions, .*ID/revoke"),
+                ("DELETE /nothing", "try POST /v1/chat/completions, .*ID/revoke"),
             ):
                 with self.assertRaisesRegex(ValueError, told):
                     box.add_faults(call, "503")
@@ -910,36 +879,8 @@ class Library(unittest.TestCase):
             ask(box, BILLING)
         Sandbox().close()  # never started
 
-    def test_a_port_that_there_is_not_is_told(self) -> None:
-        with self.assertRaisesRegex(OSError, "port 65536: the highest is 65535"):
-            Sandbox(port=65536)
-
-    @unittest.skipUnless(socket.has_ipv6, "no IPv6")
-    def test_it_may_live_at_an_ipv6_address(self) -> None:
-        try:
-            box = Sandbox(host="::1")
-        except OSError as error:
-            self.skipTest(str(error))
-        with box:
-            self.assertRegex(box.url, r"^http://\[::1\]:\d+$")
-            self.assertEqual(ask(box, BILLING).status, 200)
-
-    def test_requests_hold_what_was_asked(self) -> None:
-        with Sandbox() as box:
-            ask(box, "POST /v1/chat/completions?a=b", {"model": "m"}, X_Mine="1")
-            (request,) = box.requests
-        self.assertEqual((request.call, request.json), (CHAT, {"model": "m"}))
-        self.assertEqual((request.headers["x-mine"], request.status), ("1", 400))
-
-    def test_many_threads_use_up_each_fault_once(self) -> None:
-        with Sandbox() as box:
-            box.add_faults(BILLING, *["503"] * 20)
-            with ThreadPoolExecutor(30) as pool:
-                statuses = list(pool.map(lambda _: ask(box, BILLING).status, range(30)))
-        self.assertEqual((statuses.count(503), statuses.count(200)), (20, 10))
-
     def test_every_public_name_says_what_it_is(self) -> None:
-        for thing in (Sandbox, Fault, sandbox.Request, sandbox.Link, sandbox.Account):
+        for thing in (Sandbox, Fault, sandbox.Request):
             for name, member in vars(thing).items():
                 if not name.startswith("_") and (callable(member) or isinstance(member, property)):
                     self.assertTrue(member.__doc__, f"{thing.__name__}.{name}")
@@ -1007,11 +948,6 @@ class CommandLine(unittest.TestCase):
             self.assertIn(f"sandbox.py: error: {told}", result.err)
             self.assertNotIn("Traceback", result.err)
 
-    def test_a_command_of_ops_ends_with_the_word_that_all_is_gone(self) -> None:
-        end = "sandbox: stopped; its links and keys are gone (--serve keeps a sandbox running)\n"
-        self.assertEqual(run_sandbox("topup").err, end)
-        self.assertEqual(run_sandbox("--exec", sys.executable, "-c", "").err, "")
-
     @unittest.skipUnless(Path("/dev/full").exists(), "needs /dev/full")
     def test_its_own_lines_never_change_the_exit_code(self) -> None:
         for end in ("2>/dev/full", "2>&-"):
@@ -1020,11 +956,12 @@ class CommandLine(unittest.TestCase):
             self.assertEqual((result.exit, result.err), (0, ""))
             self.assertNotIn("sandbox:", result.out)
 
-    def test_verbose_prints_a_line_per_request(self) -> None:
-        result = run_sandbox("--verbose", "balance")
-        self.assertRegex(
-            result.err, r"^\d\d:\d\d:\d\d GET /v1/account/billing 200\nsandbox: stopped"
-        )
+    def test_verbose_prints_a_line_per_request_and_ops_ends_with_the_word_that_all_is_gone(
+        self,
+    ) -> None:
+        end = "sandbox: stopped; its links and keys are gone (--serve keeps a sandbox running)\n"
+        asked = "GET /v1/account/billing 200\n"
+        self.assertEqual(run_sandbox("--verbose", "balance").err, asked + end)
 
     def test_the_version_is_that_of_the_tool(self) -> None:
         self.assertEqual(run_sandbox("--version").out, f"sandbox.py {ops.__version__}\n")
@@ -1051,13 +988,13 @@ class Serving(unittest.TestCase):
             child.kill()
             child.communicate()
 
-    def test_a_busy_port_is_one_sentence(self) -> None:
+    def test_a_port_that_is_busy_or_too_high_is_one_sentence(self) -> None:
         with Sandbox() as box:
-            port = box.url.rsplit(":", 1)[1]
-            result = run_sandbox("--serve", "--port", port)
-        told = f"sandbox: cannot listen on 127.0.0.1, port {port}: it is in use; leave the port out"
-        self.assertEqual((result.exit, result.out), (2, ""))
-        self.assertEqual(result.err, f"{told} to get one that is free\n")
+            for port in (box.url.rsplit(":", 1)[1], "65536"):
+                result = run_sandbox("--serve", "--port", port)
+                told = f"sandbox: cannot listen on 127.0.0.1, port {port}: "
+                self.assertEqual((result.exit, result.out), (2, ""))
+                self.assertRegex(result.err, f"^{told}.+\n$")
 
     @unittest.skipIf(os.name == "nt", "POSIX signals")
     def test_a_signal_ends_it_and_frees_its_port_even_where_a_shell_made_it_deaf(self) -> None:
@@ -1075,7 +1012,7 @@ class Serving(unittest.TestCase):
             out, err = child.communicate(timeout=PATIENCE_S)
             self.assertEqual((child.returncode, out), (0, ""))
             self.assertEqual(err.splitlines()[0], "# serving this machine; Ctrl-C stops")
-            self.assertRegex(err.splitlines()[1], r"^\d\d:\d\d:\d\d GET /v1/account/info 401$")
+            self.assertEqual(err.splitlines()[1], "GET /v1/account/info 401")
             unused = f"sandbox: a fault was not used, because nobody called {CREATE}"
             self.assertEqual(err.splitlines()[2:], [unused])
             with socket.socket() as probe:
