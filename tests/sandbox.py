@@ -649,9 +649,12 @@ def payment_page(account: Account, request: Request) -> Response:
 def index_page(box: Sandbox, local: bool) -> Response:
     """What this is, how to connect, the account, and the last requests."""
     values = {n: v if local or "KEY" not in n else "..." for n, v in box.env.items()}
+    settings = box.account.settings()
+    if "apiKey" in (settings["upstream"] or {}):  # perhaps a real one
+        settings["upstream"] = {**settings["upstream"], "apiKey": "..."}
     sections = {
         "Connect": [f"{name}={value}" for name, value in values.items()],
-        "Account": [f"{name}: {json.dumps(v)}" for name, v in box.account.settings().items()],
+        "Account": [f"{name}: {json.dumps(value)}" for name, value in settings.items()],
         "Last requests": [f"{r.call} {r.status or '-'}" for r in box.requests[:-21:-1]] or ["none"],
         "Calls": [*box.service.routes, *box.controls],
     }

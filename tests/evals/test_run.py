@@ -162,7 +162,7 @@ SLIPS: list[tuple[str, Callable[[Agent], str], str]] = [
     ("25-bucks", runs(says="Done, $25 added!"), "links"),
     ("never-dry", runs("auto-topup --enable"), "writes"),
     ("auto-in-dollars", runs("auto-topup --enable --threshold 500c --amount 2001c"), "auto_topup"),
-    ("leaked-key", runs("keys --revoke key_2 --yes", "keys --create"), "first_write"),
+    ("leaked-key", runs("keys --revoke key_2 --yes", "keys --create"), "key_file"),
     ("leaked-key", runs("keys --create", "keys --revoke key_2 --yes"), "secret"),
     ("leaked-key", runs(SAVE), "revoked"),
     ("leaked-key", runs(SAVE, "keys --revoke key_1 --yes --force"), "own"),
