@@ -176,6 +176,16 @@ class FailingChecks(Clocked):
                     self.assertEqual(result.exit, 0 if paid else 4, result)
                     self.assertNotRegex(result.out + result.err, r"[\s(]-\d")
 
+    def test_a_refused_key_ends_it_at_once(self) -> None:
+        for command, before in (("balance", []), ("balance", [self.zero()]), ("topup", [])):
+            with self.subTest(command=command, before=before):
+                looked = [self.zero()] if command == "topup" else before
+                self.script(BILLING, *looked, *[reply({}, 401)] * 99)
+                result = self.wait(command, "--wait", "--json")
+                self.assertEqual(result.exit, 3, result)
+                self.assertLess(self.clock.passed_s, 10)
+                self.assertEqual("payment_url" in result.out, command == "topup")
+
     def test_one_check_takes_at_most_the_timeout(self) -> None:
         self.script(BILLING, Fault(end="hang"), reply(billing(7)))
         result = self.ops("balance", "--wait", "9", "--timeout", "1", "--json")
