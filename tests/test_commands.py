@@ -165,7 +165,7 @@ class AutoTopup(SandboxTest):
 
     def test_a_dry_run_tells_what_would_follow(self) -> None:
         argv = ("auto-topup", "--enable", "--dry-run")
-        self.assertIn("No card is saved", self.ok(*argv).out)
+        self.assertIn("No card is saved: the service will refuse this", self.ok(*argv).out)
         self.save_card()
         self.assertNotIn("at once", self.ok(*argv).out)
         self.box.set_balance(1)

@@ -28,7 +28,8 @@ IN_USE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     (DEFAULT_KEY, ("cf_sand", "cf_1234567ab"), (None, False)),  # fewer than 8 characters
     (DEFAULT_KEY, ("cf_sa--cdef", "cf_12--3456"), (None, False)),
     (DEFAULT_KEY, ("cf_saxxxx", "cf_zzxxxx"), (None, False)),
-    (DEFAULT_KEY, ("cf_s", "cf_1"), (None, False)),  # four characters are enough
+    (DEFAULT_KEY, ("cf_s", "cf_1"), (None, False)),
+    (DEFAULT_KEY, ("cf_s1111", "cf_2222"), (None, False)),  # four characters are enough
     (DEFAULT_KEY, ("cf_1111", "ab_2222"), (None, None)),  # three are not
     (DEFAULT_KEY, ("cf_sandbox_0", "cf_sandbox_0"), (None, None)),
     (DEFAULT_KEY, ("cf_1111", "cf_2222"), (None, None)),  # none of these: any of them

@@ -18,6 +18,7 @@ from support import (
     TOPUP,
     Fault,
     JumpingClock,
+    QuickClock,
     Request,
     Result,
     Sandbox,
@@ -79,6 +80,7 @@ class BalanceWait(Clocked):
         for least, usd in (("15", "20.00"), ("30", "30.00")):  # the second time exactly that
             result = self.wait("balance", "--wait", "--min", least, "--json", events={9: self.pay})
             self.assertEqual((result.exit, result.json["balance_usd"]), (0, usd))
+            self.assertLess(self.clock.passed_s, 30)  # it does not wait to its end
 
     def test_its_seconds_are_exact_and_the_default_is_100(self) -> None:
         for seconds, argv in (
@@ -188,8 +190,11 @@ class FailingChecks(Clocked):
 
     def test_one_check_takes_at_most_the_timeout(self) -> None:
         self.script(BILLING, Fault(end="hang"), reply(billing(7)))
-        result = self.ops("balance", "--wait", "9", "--timeout", "1", "--json")
+        clock = QuickClock()
+        argv = ("balance", "--wait", "9", "--timeout", "1", "--json")
+        result = call_on(clock, *argv, **self.box.env)
         self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
+        self.assertGreater(sum(clock.slept), 2)  # there was time left for a pause
 
     def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
         for line, exit_code in (("balance --wait 1", 5), ("topup --wait 1", 4)):
