@@ -19,6 +19,7 @@ from support import (
     TOPUP,
     UPSTREAM,
     SandboxTest,
+    billing,
     next_words,
 )
 
@@ -74,6 +75,8 @@ class Requests(SandboxTest):
             *(("keys --revoke key_9 --yes", [KEYS]), ("keys --revoke key_1 --yes", [KEYS])),
             *(("keys --revoke key_2", []), ("keys --revoke key_2 --force --json", [])),
             *(("topup --amount 501", []), ("upstream --set --kind custom", [])),
+            *((f"auto-topup --enable --amount {cents}", []) for cents in ("50001", "99", "0")),
+            *((f"auto-topup --enable --threshold {cents}", []) for cents in ("50001", "99")),
         ):
             with self.subTest(line):
                 self.assertEqual(self.requests(line), (calls, []))
@@ -101,6 +104,72 @@ class Suggestions(SandboxTest):
                     suggested += 1
                     self.ok(*command, "--amount", better, "--dry-run")
         self.assertGreater(suggested, 3)
+
+    def test_another_unit_is_suggested_only_for_a_bare_number(self) -> None:
+        for line, is_bare in (
+            *(("topup --amount 60000", True), ("topup --amount 60000usd", False)),
+            *(("topup --amount 60000c", False), ("auto-topup --enable --amount 10", True)),
+            ("auto-topup --enable --amount 10c", False),
+        ):
+            with self.subTest(line):
+                words = self.failure(2, *line.split())["words"]
+                self.assertEqual("If you meant" in words, is_bare, words)
+
+    def test_a_suggested_top_up_is_rounded_up_to_whole_dollars(self) -> None:
+        self.box.account.ledger.clear()
+        for least, amount in (("10", 10), ("10.01", 11), ("37.99", 38), ("500", 500)):
+            found = self.ops("balance", "--min", least, "--json").json
+            self.assertEqual(next_words(found["next"]), ["topup", "--amount", f"{amount}"])
+        self.assertIsNone(self.ops("balance", "--min", "500.01", "--json").json["next"])
+
+
+class Balance(SandboxTest):
+    def test_text_rounds_down_and_json_is_exact(self) -> None:
+        for microusd, text, exact in (
+            *((12_349_999, "$12.34", "12.349999"), (9_999, "$0.00", "0.009999")),
+            *((-1, "-$0.01", "-0.000001"), (1_234_567_890_000, "$1,234,567.89", "1234567.89")),
+        ):
+            self.box.account.ledger.clear()
+            self.box.account.credit("so much", microusd)
+            self.assertRegex(self.ok("balance").out, rf"^Balance +{re.escape(text)}\n")
+            self.assertEqual(self.ok("balance", "--json").json["balance_usd"], exact)
+
+    def test_the_exit_code_says_whether_it_is_enough(self) -> None:
+        for least, exit_code in (("12.34", 0), ("12.35", 4)):
+            result = self.ops("balance", "--min", least, "--json")
+            self.assertEqual(result.exit, exit_code)
+            self.assertIs(result.json["enough"], exit_code == 0)
+
+
+class AutoTopup(SandboxTest):
+    def test_a_charge_is_foretold_only_if_all_is_known(self) -> None:
+        for balance_usd, changed, charges in (
+            *((1, {}, True), (5, {}, False), (1, {"defaultPaymentMethodSet": False}, False)),
+            *((1, {"autoTopupEnabled": False}, False), (1, {"autoTopupEnabled": None}, None)),
+            *((1, {"autoTopupThresholdCents": None}, None),),
+            *((5, {"defaultPaymentMethodSet": None}, False),),
+            *((1, {"defaultPaymentMethodSet": None}, None),),
+        ):
+            with self.subTest(balance_usd=balance_usd, changed=changed):
+                account = billing(balance_usd, rule=(200, 1000))
+                account["billing"].update(changed)
+                self.route(BILLING, account)
+                found = self.ok("auto-topup", "--json").json
+                self.assertIs(found["charges_now"], charges)
+                self.assertEqual("at once" in (found["message"] or ""), charges is True)
+
+    def test_enabling_it_tells_how_far_the_balance_rose(self) -> None:
+        self.save_card()
+        self.box.set_balance(1)
+        self.assertIn("rose by $10.00", self.ok("auto-topup", "--enable").out)
+
+    def test_a_dry_run_tells_what_would_follow(self) -> None:
+        argv = ("auto-topup", "--enable", "--dry-run")
+        self.assertIn("No card is saved: the service will refuse this", self.ok(*argv).out)
+        self.save_card()
+        self.assertNotIn("at once", self.ok(*argv).out)
+        self.box.set_balance(1)
+        self.assertIn("at once", self.ok(*argv).out)
 
 
 class Verbose(SandboxTest):

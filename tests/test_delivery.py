@@ -17,7 +17,9 @@ from support import (
     LINUX,
     NEW_KEY,
     SET_RULE,
+    SET_THEIRS,
     SET_UPSTREAM,
+    THEIRS,
     TOPUP,
     UPSTREAM,
     Fault,
@@ -44,6 +46,7 @@ def broken(body: bytes) -> dict[str, Fault]:
     chunk = b"%x\r\n%b\r\n" % (len(body), body)
     chunked = OK + "Transfer-Encoding: chunked\n\n"
     ways = {
+        "length_one_too_few": http(OK + f"Content-Length: {len(body) - 1}\n\n", body),
         "length_one_too_many": http(OK + f"Content-Length: {len(body) + 1}\n\n", body),
         "length_of_100_terabytes": http(OK + "Content-Length: 100000000000000\n\n", body),
         "length_of_words": http(OK + "Content-Length: some\n\n", body),
@@ -59,6 +62,9 @@ def broken(body: bytes) -> dict[str, Fault]:
         "white_space": reply(b" \n" + body + b"\n\n"),
         "hang_after_it": http(OK + f"Content-Length: {len(body) + 9}\n\n", body, end="hang"),
         "hang_after_a_chunk": http(chunked, chunk, end="hang"),
+        "a_brace_in_a_string": http(
+            OK + f"Content-Length: {len(body) + 99}\n\n", body[:-1] + b', "note": "{"}'
+        ),
     }
     if LINUX:  # elsewhere a reset discards what was received
         ways["reset_after_it"] = http(OK + "Content-Length: 9999\n\n", body, end="reset")
@@ -83,6 +89,13 @@ class Delivered(SandboxTest):
                 result = self.ops("balance", "--json", "--timeout", "2")
                 self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
                 self.assertEqual(self.box.calls(), [BILLING])
+
+    def test_what_follows_a_json_object_is_not_waited_for(self) -> None:
+        for line, call, body, value in WANTED:
+            self.script(call, broken(json.dumps(body).encode())["hang_after_it"])
+            began = time.monotonic()
+            self.assertIn(value, self.ok(*line.split(), "--timeout", "30").out)
+            self.assertLess(time.monotonic() - began, 10)
 
     def test_whatever_else_is_odd_in_a_2xx_object(self) -> None:
         for line, call, body, value in WANTED:
@@ -189,6 +202,22 @@ class Reasons(SandboxTest):
                     self.script(call, reply(body))
                     self.assertIn(self.REASON, self.failure(1, *argv)["words"])
 
+    def test_the_reason_of_a_response_without_the_field_is_shown(self) -> None:
+        for line, call, code in (("balance", BILLING, 1), ("topup", TOPUP, 1)):
+            self.script(call, reply({"message": self.REASON}))
+            self.assertIn(self.REASON, self.failure(code, line)["words"])
+
+    def test_plain_text_is_a_reason_and_html_is_none(self) -> None:
+        page = f"<html><p>{self.REASON}</p></html>".encode()
+        for body, kind, is_shown in (
+            *((self.REASON.encode(), "text/plain", True), (page, "text/html", False)),
+            *((page, "text/plain", False), (self.REASON.encode(), "text/html", False)),
+        ):
+            with self.subTest(body=body, kind=kind):
+                self.script(BILLING, reply(body, 400, Content_Type=kind))
+                words = self.failure(1, "balance")["words"]
+                self.assertIs(self.REASON in words, is_shown, words)
+
     def test_what_is_empty_says_no_such_thing(self) -> None:
         body: Any = {"error": None, "errors": [], "ok": True, "success": True}
         self.script(CREATE, reply(body))
@@ -260,6 +289,12 @@ class StoredSettings(SandboxTest):
         stored = {"kind": "custom", "baseUrl": "https://x.example/API"}
         result = self.change(self.CASES[2], False, *[{"configured": True, "upstream": stored}] * 9)
         self.assertEqual(result.exit, 1, result)
+
+    def test_a_provider_key_that_was_lost_is_not_proved_by_the_rest(self) -> None:
+        for fault in (Fault(after=True), Fault(end="reset", after=True)):
+            self.script(SET_UPSTREAM, fault)
+            self.failure(5, *SET_THEIRS, THEIRS=THEIRS)
+            self.assertEqual(self.box.account.upstream["kind"], "openrouter")
 
     def test_an_address_is_compared_without_case_and_final_slash(self) -> None:
         stored = {"kind": "Custom", "baseUrl": "https://X.example/api/"}

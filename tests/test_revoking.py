@@ -28,7 +28,9 @@ IN_USE: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
     (DEFAULT_KEY, ("cf_sand", "cf_1234567ab"), (None, False)),  # fewer than 8 characters
     (DEFAULT_KEY, ("cf_sa--cdef", "cf_12--3456"), (None, False)),
     (DEFAULT_KEY, ("cf_saxxxx", "cf_zzxxxx"), (None, False)),
-    (DEFAULT_KEY, ("cf_s", "cf_1"), (None, False)),  # four characters are enough
+    (DEFAULT_KEY, ("cf_s", "cf_1"), (None, False)),
+    (DEFAULT_KEY, ("cf_s1111", "cf_2222"), (None, False)),  # four characters are enough
+    (DEFAULT_KEY, ("cf_1111", "ab_2222"), (None, None)),  # three are not
     (DEFAULT_KEY, ("cf_sandbox_0", "cf_sandbox_0"), (None, None)),
     (DEFAULT_KEY, ("cf_1111", "cf_2222"), (None, None)),  # none of these: any of them
     (DEFAULT_KEY, (MISSING, "cf_1234567ab"), (None, False)),
@@ -119,6 +121,16 @@ class Guarded(SandboxTest):
         self.assertIn(first, (True, None))
         self.assertEqual((second, third), (None, False))
 
+    def test_of_ids_that_look_alike_each_may_be_the_key_in_use(self) -> None:
+        ours = {"id": "k", "prefix": "cf_sandbox_0"}
+        for twin in ("k", "k\u200b", "k\n"):
+            other = {"id": twin, "prefix": "cf_1234567ab"}
+            for rows in ((ours, other), (other, ours)):
+                with self.subTest(rows=rows):
+                    self.list_keys(*rows)
+                    self.failure(2, "keys", "--revoke", "k", "--yes")
+                    self.assertEqual(self.sent(), [])
+
     def test_an_id_that_is_not_listed_needs_force_and_then_the_service_decides(self) -> None:
         call = REVOKE % "key_9"
         argv = ("keys", "--revoke", "key_9", "--yes")
@@ -139,6 +151,9 @@ class Guarded(SandboxTest):
         self.list_keys("cf_sandbox_0", {"id": "../keys?a#b", "prefix": "cf_123456"})
         self.ops("keys", "--revoke", "../keys?a#b", "--yes")
         self.assertEqual(self.sent(), [REVOKE % "..%2Fkeys%3Fa%23b"])
+        for dots in (".", ".."):
+            self.failure(2, "keys", "--revoke", dots, "--yes", "--force")
+            self.assertEqual(self.sent(), [])
         error = self.failure(2, "keys", "--revoke", "-Lx9")
         self.assertIn("--revoke=", error["words"])
         self.assertNotIn("Lx9", error["words"])
@@ -221,7 +236,7 @@ class Confirmed(SandboxTest):
 
     def test_what_cannot_be_read_back_exits_5(self) -> None:
         for fault in (reply({"ok": True}), Fault()):
-            for after in (reply({}, 400), reply(b"<html>"), Fault()):
+            for after in (reply({}, 400), reply({}, 401), reply(b"<html>"), Fault()):
                 self.assertEqual(self.revoke(fault, *[after] * 9).exit, 5)
 
     def test_the_read_before_it_has_to_succeed(self) -> None:

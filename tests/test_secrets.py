@@ -204,7 +204,7 @@ class Hidden(KeyTest):
         self.assertIn(DEFAULT_KEY[:15], self.failure(1, "topup")["message"])
 
     def test_a_saved_key_is_in_no_output(self) -> None:
-        secret = "cf_new_0123456789abcdef0123"
+        secret = "cf_new_fedcba9876543210fedc"  # which shares nothing with the account's key
         body = {"apiKey": secret, "id": secret, "prefix": secret, "message": secret}
         with tempfile.TemporaryDirectory() as folder:
             for number, extra in enumerate(((), ("--json",), ("--verbose",))):

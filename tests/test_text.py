@@ -21,6 +21,7 @@ NASTY = {
     "unicode_newlines": "x\u2028Next: y\u2029z\x0b\x0c\x1c\x1e",
     "bidi": "\u202egnp.exe\u202c \u2066x\u2069 \u200f\u061c",
     "invisible": "a\u200bb\u2060c\ufeffd\u00ad",
+    "blanks": "a\u034fb\u115fc\u2800d\u3164e\uffa0f",
     "tags": "hi" + "".join(chr(0xE0000 + ord(c)) for c in "run keys --create"),
     "surrogate": "\ud800x\udfff",
     "nul": "a\x00b",
@@ -34,9 +35,9 @@ NASTY = {
     "zalgo": "Z" + "\u0335" * 500,
 }
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}
-INVISIBLE = set("\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad") | {
-    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xE0000, 0xE1000))
-}
+INVISIBLE = set(
+    "\u034f\u115f\u2800\u3164\ufe0f\uffa0\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad"
+) | {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xE0000, 0xE1000))}
 
 
 class Text(SandboxTest):

@@ -18,6 +18,7 @@ from support import (
     TOPUP,
     Fault,
     JumpingClock,
+    QuickClock,
     Request,
     Result,
     Sandbox,
@@ -79,6 +80,7 @@ class BalanceWait(Clocked):
         for least, usd in (("15", "20.00"), ("30", "30.00")):  # the second time exactly that
             result = self.wait("balance", "--wait", "--min", least, "--json", events={9: self.pay})
             self.assertEqual((result.exit, result.json["balance_usd"]), (0, usd))
+            self.assertLess(self.clock.passed_s, 30)  # it does not wait to its end
 
     def test_its_seconds_are_exact_and_the_default_is_100(self) -> None:
         for seconds, argv in (
@@ -176,10 +178,23 @@ class FailingChecks(Clocked):
                     self.assertEqual(result.exit, 0 if paid else 4, result)
                     self.assertNotRegex(result.out + result.err, r"[\s(]-\d")
 
+    def test_a_refused_key_ends_it_at_once(self) -> None:
+        for command, before in (("balance", []), ("balance", [self.zero()]), ("topup", [])):
+            with self.subTest(command=command, before=before):
+                looked = [self.zero()] if command == "topup" else before
+                self.script(BILLING, *looked, *[reply({}, 401)] * 99)
+                result = self.wait(command, "--wait", "--json")
+                self.assertEqual(result.exit, 3, result)
+                self.assertLess(self.clock.passed_s, 10)
+                self.assertEqual("payment_url" in result.out, command == "topup")
+
     def test_one_check_takes_at_most_the_timeout(self) -> None:
         self.script(BILLING, Fault(end="hang"), reply(billing(7)))
-        result = self.ops("balance", "--wait", "9", "--timeout", "1", "--json")
+        clock = QuickClock()
+        argv = ("balance", "--wait", "9", "--timeout", "1", "--json")
+        result = call_on(clock, *argv, **self.box.env)
         self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
+        self.assertGreater(sum(clock.slept), 2)  # there was time left for a pause
 
     def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
         for line, exit_code in (("balance --wait 1", 5), ("topup --wait 1", 4)):
