@@ -107,7 +107,11 @@ class Suggestions(SandboxTest):
 
     def test_another_unit_is_suggested_only_for_a_bare_number(self) -> None:
         for line, is_bare in (
-            *(("topup --amount 60000", True), ("topup --amount 60000usd", False)),
+            *(
+                ("topup --amount 40000", True),
+                ("topup --amount 60000", False),
+                ("topup --amount 60000usd", False),
+            ),
             *(("topup --amount 60000c", False), ("auto-topup --enable --amount 10", True)),
             ("auto-topup --enable --amount 10c", False),
         ):

@@ -146,8 +146,10 @@ class OneCheck(KeyTest):
 class Hidden(KeyTest):
     def test_the_key_is_hidden_in_what_the_user_gave(self) -> None:
         url = f"{self.box.url}/{DEFAULT_KEY}"
-        for argv in (("info",), ("balance", "--verbose")):
+        self.box.service.routes[f"GET /{DEFAULT_KEY}/v1/account/info"] = self.box.service.info
+        for argv, code in ((("info", "--verbose"), 0), (("balance", "--verbose"), 1)):
             result = self.ops(*argv, CACHEFORGE_BASE_URL=url)
+            self.assertEqual(result.exit, code, result)
             self.assertNotIn(DEFAULT_KEY, result.out + result.err)
         base_url = f"https://h.example/{DEFAULT_KEY}"
         line = f"upstream --set --kind openai --dry-run --base-url {base_url}"
