@@ -1635,8 +1635,12 @@ def read_value(kind: str, text: str) -> Any:
     return amount
 
 
-def build_parsers() -> dict[str, Parser]:
-    """The parsers of all commands, and under an empty name that of the whole command line."""
+def build_parsers(argv: Sequence[str]) -> dict[str, Parser]:
+    """The parsers of all commands, and under an empty name that of the whole command line.
+
+    Declaring options takes longer than all other work of a call, so only the commands that occur in
+    argv get theirs.
+    """
     about = "Manage a CacheForge account: balance, top-ups, auto top-up, provider, API keys."
     usage = "ops.py COMMAND [options]"
     main_parser = Parser(prog="ops.py", usage=usage, description=about, epilog=EPILOG)
@@ -1651,15 +1655,17 @@ def build_parsers() -> dict[str, Parser]:
     parsers["help"] = group.add_parser("help", usage="ops.py help [COMMAND]")
     words = "the command to explain"
     parsers["help"].add_argument("topic", nargs="?", default="", metavar="COMMAND", help=words)
-    for name, spec, needs, _, words in OPTIONS:
-        for parser in [parsers[name]] if name else parsers.values():
-            parser.option(spec, f"with {needs}: {words}" if needs else words)
+    named = [name for name in parsers if name in ("", *argv)]
+    for owner, spec, needs, _, words in OPTIONS:
+        for name in named:
+            if owner in ("", name):
+                parsers[name].option(spec, f"with {needs}: {words}" if needs else words)
     return parsers
 
 
 def parse(argv: Sequence[str]) -> Namespace | Report:
     """The command line, with the function to call as `run`; or the help or version, to print."""
-    parsers = build_parsers()
+    parsers = build_parsers(argv)
     args, unknown = parsers[""].parse_known_args(argv)
     command = args.command or ""
     parser = parsers[command]
