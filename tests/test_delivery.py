@@ -361,4 +361,4 @@ class Size(SandboxTest):
         self.script(KEYS, reply(b'{"keys": [' + b"{}," * 900_000 + b"{}]}"))
         began = time.process_time()
         self.assertEqual(self.ok("keys").out, "No API keys.\n")
-        self.assertLess(time.process_time() - began, 4)
+        self.assertLess(time.process_time() - began, 10)  # seconds; coverage triples the time

@@ -249,6 +249,8 @@ def clean(text: str) -> str:
 
 def shares_block(text: str, secret: str) -> bool:
     """Whether the text has 16 consecutive characters of the secret."""
+    if len(text) < SECRET_BLOCK_CHARS:
+        return False  # as most ids and labels; this speeds up long lists of keys
     starts = range(len(text) - SECRET_BLOCK_CHARS + 1)
     return any(text[start : start + SECRET_BLOCK_CHARS] in secret for start in starts)
 
@@ -748,11 +750,11 @@ class Account:
 
     def _texts(self, fields: object, **names: str) -> Json:
         """Optional text fields, safe to print; None if missing, empty or of another type."""
-        found = {name: get(fields, wire_name, str) for name, wire_name in names.items()}
-        secrets = self.settings.secrets
-        return {
-            name: printable(text, secrets) or None if text else None for name, text in found.items()
-        }
+        secrets, texts = self.settings.secrets, {}
+        for name, wire_name in names.items():
+            text = get(fields, wire_name, str)
+            texts[name] = printable(text, secrets) or None if text else None
+        return texts
 
     def _need(self, response: Json, fields: object, name: str, kind: type[T]) -> T:
         """A required field. Raises Failure, with the reason that the service gives."""
