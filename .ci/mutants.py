@@ -804,6 +804,12 @@ CHANGES = (
         "test_commands.Verbose.test_it_shows_how_long_a_request_took",
     ),
     Change(
+        "a signal just before a question is missed",
+        "self.wake_every(0.1)",
+        "pass",
+        TERMINAL + "test_a_signal_that_does_not_interrupt_the_question_is_noticed",
+    ),
+    Change(
         "a command is in no document",
         '    "info": ("show the tenant',
         '    "pay": ("pay", ""),\n    "info": ("show the tenant',

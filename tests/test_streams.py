@@ -426,6 +426,21 @@ class Terminal(SandboxTest):
         for line in result.out.splitlines():
             self.assertIsInstance(json.loads(line), dict)
 
+    @unittest.skipUnless(hasattr(signal, "pthread_sigmask"), "POSIX signals")
+    def test_a_signal_that_does_not_interrupt_the_question_is_noticed(self) -> None:
+        """As one that comes just before Python blocks; here, because another thread receives it."""
+        script = (
+            "import runpy, signal, sys, threading, time\n"
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+            "sys.argv = sys.argv[1:]\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        command = (PROGRAM[0], "-c", script, *PROGRAM[1:], "upstream", "--set", "--api-key", "-")
+        result = on_terminal(*command, typed=b"\x03", env=self.box.env)
+        self.assertEqual((result.exit, self.box.requests), (130, []), result)
+        self.assertIn("nothing was changed", result.out)
+
 
 class OurOwnMistakes(SandboxTest):
     """A defect of the program itself; the clock is the one place where a test can put one."""

@@ -1821,6 +1821,7 @@ class Console:
 
     def _read_line(self, hidden: bool = False) -> str:
         self.is_asking = True
+        self.wake_every(0.1)
         try:
             self.clock.raise_if_stopped()
             if hidden:
@@ -1831,7 +1832,16 @@ class Console:
         except (OSError, EOFError, ValueError):  # nothing was typed, or it is not text
             return ""
         finally:
+            self.wake_every(0)
             self.is_asking = False
+
+    def wake_every(self, seconds: float) -> None:
+        """Interrupt a blocking call every so many seconds; 0 ends it. Otherwise a signal that comes
+        just before the call would be noticed only after it."""
+        import signal
+
+        if sys.platform != "win32" and signal.getsignal(signal.SIGALRM) is ignore:
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
     @staticmethod
     def create_file(path: str) -> TextIO:
@@ -1932,6 +1942,10 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
         return failure.exit
 
 
+def ignore(number: int, frame: object) -> None:
+    """Handle a signal that is only to interrupt a blocking call."""
+
+
 def start() -> NoReturn:
     """Run as a script; leaves without Python's clean-up, which waits for pipes nobody reads."""
     import signal
@@ -1951,6 +1965,8 @@ def start() -> NoReturn:
         if console.is_asking or (not is_first and time.monotonic() > clock.stopped_at + 1):
             raise KeyboardInterrupt
 
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, ignore)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
