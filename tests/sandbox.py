@@ -983,7 +983,7 @@ class Sandbox:
 
     @property
     def unused_faults(self) -> list[str]:
-        """The calls with faults of which none has happened."""
+        """The calls that have faults, but none of them has happened."""
         return [call for call in self._faults if call not in self._fired]
 
     def next_fault(self, call: str) -> Fault | None:

@@ -136,6 +136,7 @@ class Amount:
 
 DEFAULT_BASE_URL = "https://app.anvil-ai.io"
 DEFAULT_MAX_TOPUP_USD = "500"
+SMALLEST_TOPUP_CENTS = 1000  # the service's usual minimum
 HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 LOOPBACK = r"localhost|::1|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
 USER = r"(?:[a-z0-9._~!$&'()*+,;=-]|%[0-9a-f]{2})+"
@@ -226,6 +227,13 @@ class Settings:
         """The account's key, masked: enough to tell two keys apart."""
         head = next(filter(self.api_key.startswith, ("cf_", "cfk_")), "")
         return f"{head}...{self.api_key[-4:] if len(self.api_key) >= 16 else ''}"
+
+    def topup_command(self, short_microusd: int = 0) -> str | None:
+        """The top-up that covers this, at least the usual minimum; None if it is over the limit."""
+        short_usd = -(-short_microusd // MICROUSD_PER_USD)
+        amount_usd = max(SMALLEST_TOPUP_CENTS // CENTS_PER_USD, short_usd)
+        is_allowed = amount_usd * CENTS_PER_USD <= self.max_topup_cents
+        return f"topup --amount {amount_usd}" if is_allowed else None
 
 
 # ── Text: untrusted text made safe to print; fields of JSON
@@ -675,7 +683,7 @@ class Http:
         kept_s = min(5.0, self.timeout_s / 4)  # for reading back what was stored
         exchange = self._exchange(write, self.left_s - kept_s, if_lost)
         status, value = exchange.status or 0, exchange.value
-        # 303 means that it was carried out, 408 that nobody knows
+        # 303 means that the request was carried out, 408 that its outcome is unknown
         is_refused = 300 <= status < 500 and status not in (303, 408)
         if exchange.is_ok:
             is_refused = says_no(value) and not (get(value, field, str) or "").strip()
@@ -720,11 +728,11 @@ class Http:
         if exchange.status is None or exchange.is_cut:
             return Failure(*explain_error(exchange, settings.host), response=exchange)
         code, words, hint = explain_status(exchange)
+        if code == "payment_required" and exchange.is_read:
+            next_step = settings.topup_command() or ""
         if code == "unauthorized":
             words += f" {settings.mask_key()} at {settings.host}"
-        elif code == "payment_required" and settings.max_topup_cents >= 1000 and exchange.is_read:
-            next_step = "topup --amount 10"
-        elif exchange.retry_after_s:
+        elif exchange.retry_after_s and not next_step:
             hint = f"Wait {exchange.retry_after_s} s before you repeat it."
         said = printable(exchange.reason(), settings.secrets)
         message = f"{words} (HTTP {exchange.status}{': ' if said else ''}{said})"
@@ -1070,7 +1078,6 @@ def dry_run_report(write: Call, settings: Settings, message: str = "") -> Report
 # ── Commands: one function for each thing that the command line can ask for
 
 CHANGE_LOST = "the change may have been stored; repeating is safe"
-SMALLEST_TOPUP_CENTS = 1000  # the service's usual minimum
 DEFAULT_WAIT_S = 100.0  # common agent shells end a command after 120 s
 CHECK_S = 10.0
 LAST_CHECK_S = 0.8
@@ -1102,18 +1109,10 @@ def show_balance(account: Account, args: Namespace) -> Report:
         billing.update(enough=not short_microusd, short_microusd=short_microusd)
         if short_microusd:
             rows.append(("Missing", usd_text(-(-short_microusd // MICROUSD_PER_CENT))))
-    next_step = again or topup_command(account.settings, short_microusd)
+    next_step = again or account.settings.topup_command(short_microusd)
     billing["next"] = next_step if short_microusd else None
     is_unmet = short_microusd and (args.min or args.wait is not None)
     return Report(billing, *rows, code="payment_required" if is_unmet else "ok")
-
-
-def topup_command(settings: Settings, short_microusd: int) -> str | None:
-    """The top-up that covers this, at least the usual smallest; None if it is over the limit."""
-    short_usd = -(-short_microusd // MICROUSD_PER_USD)
-    amount_usd = max(SMALLEST_TOPUP_CENTS // CENTS_PER_USD, short_usd)
-    is_allowed = amount_usd * CENTS_PER_USD <= settings.max_topup_cents
-    return f"topup --amount {amount_usd}" if is_allowed else None
 
 
 def wait_command(min_cents: int | None) -> str:
@@ -1189,7 +1188,7 @@ def make_topup(account: Account, args: Namespace) -> Report:
     except Failure as failure:
         if failure.code == "failed" and not failure.hint and cents < SMALLEST_TOPUP_CENTS:
             failure.hint = f"You asked for {usd_text(cents)}. The smallest top-up is usually $10."
-            failure.next = topup_command(account.settings, 0) or ""
+            failure.next = account.settings.topup_command() or ""
         raise
     again = after_payment(before, cents)
     if args.wait is None:
@@ -1637,11 +1636,15 @@ def read_value(kind: str, text: str) -> Any:
     return amount
 
 
+def options_of(command: str) -> list[tuple[str, str, str, str, str]]:
+    """The rows of OPTIONS that a command takes; without a command, those that all take."""
+    return [option for option in OPTIONS if option[0] in ("", command)]
+
+
 def build_parsers(argv: Sequence[str]) -> dict[str, Parser]:
     """The parsers of all commands, and under an empty name that of the whole command line.
 
-    Declaring options takes longer than all other work of a call, so only the commands that occur in
-    argv get theirs.
+    Declaring an option is slow, so only the commands that occur in argv get theirs.
     """
     about = "Manage a CacheForge account: balance, top-ups, auto top-up, provider, API keys."
     usage = "ops.py COMMAND [options]"
@@ -1657,11 +1660,9 @@ def build_parsers(argv: Sequence[str]) -> dict[str, Parser]:
     parsers["help"] = group.add_parser("help", usage="ops.py help [COMMAND]")
     words = "the command to explain"
     parsers["help"].add_argument("topic", nargs="?", default="", metavar="COMMAND", help=words)
-    named = [name for name in parsers if name in ("", *argv)]
-    for owner, spec, needs, _, words in OPTIONS:
-        for name in named:
-            if owner in ("", name):
-                parsers[name].option(spec, f"with {needs}: {words}" if needs else words)
+    for name in parsers:
+        for _, spec, needs, _, words in options_of(name) if name in ("", *argv) else ():
+            parsers[name].option(spec, f"with {needs}: {words}" if needs else words)
     return parsers
 
 
@@ -1681,12 +1682,9 @@ def parse(argv: Sequence[str]) -> Namespace | Report:
     if not command and not unknown:
         raise Failure("usage", "a command is missing", parser.format_help().rstrip())
     if unknown:
-        what = (
-            "option"
-            if unknown[0].startswith("-")
-            else f"word; {command or 'this'} takes only options"
-        )
-        known = [option[1].partition(" ")[0] for option in OPTIONS if option[0] in ("", command)]
+        what = f"word; {command or 'this'} takes only options"
+        what = "option" if unknown[0].startswith("-") else what
+        known = [option[1].partition(" ")[0] for option in options_of(command)]
         parser.fail(f"unknown {what}", unknown[0].partition("=")[0], known)
     args.run = RUN[f"{command} {choose(parser, args)}".strip()]
     if args.timeout < 1:
@@ -1697,9 +1695,7 @@ def parse(argv: Sequence[str]) -> Namespace | Report:
 def choose(parser: Parser, args: Namespace) -> str:
     """The option that decides what the command does, or an empty string. Reads all values."""
     typed = {}
-    for _, spec, needs, default, _ in filter(
-        lambda option: option[0] in ("", args.command), OPTIONS
-    ):
+    for _, spec, needs, default, _ in options_of(args.command):
         flag, _, kind = spec.partition(" ")
         name = flag[2:].replace("-", "_")
         if name in args:
@@ -1947,7 +1943,7 @@ def ignore(number: int, frame: object) -> None:
 
 
 def start() -> NoReturn:
-    """Run as a script; leaves without Python's clean-up, which waits for pipes nobody reads."""
+    """Run as a script. Exits without Python's clean-up, which could wait for a full pipe."""
     import signal
 
     if sys.stdout is not None:
