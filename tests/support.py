@@ -502,6 +502,16 @@ class SandboxTest(unittest.TestCase):
         self.assertNotRegex(result.err, NOISE)
         return result
 
+    def delay(self, call: str, seconds: float) -> None:
+        """Answer every such call only after so many seconds."""
+        answer = self.box.service.routes[call]
+
+        def late(body: Any) -> Any:
+            self.box.closing.wait(seconds)
+            return answer(body)
+
+        self.box.service.routes[call] = late
+
     @contextlib.contextmanager
     def after_a_write(self, call: str, *faults: Fault) -> Iterator[threading.Event]:
         """Answer this call so, but only once something was written; the event tells of it."""

@@ -178,13 +178,7 @@ class AutoTopup(SandboxTest):
 
 class Verbose(SandboxTest):
     def test_it_shows_how_long_a_request_took(self) -> None:
-        honest = self.box.service.routes[BILLING]
-
-        def later(body: Any) -> Any:
-            self.box.closing.wait(0.05)
-            return honest(body)
-
-        self.box.service.routes[BILLING] = later
+        self.delay(BILLING, 0.05)
         found = re.search(r"\b([0-9]+) ms\b", self.ops("balance", "--verbose").err)
         assert found
         self.assertGreaterEqual(int(found[1]), 50)

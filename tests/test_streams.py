@@ -369,17 +369,22 @@ class Signals(SandboxTest):
 
         side_by_side(check, *zip(self.numbers))
 
-    def test_a_stdout_that_takes_nothing_does_not_hold_the_program_for_ever(self) -> None:
+    def start_blocked(self, *argv: str) -> tuple[subprocess.Popen[bytes], int]:
+        """Start ops.py with a full pipe as its stdout; also returns the end to read from."""
         reader, writer = full_pipe()
-        self.addCleanup(os.close, reader)
         child = subprocess.Popen(
-            [*PROGRAM, "balance"],
+            [*PROGRAM, *argv],
             stdout=writer,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env=base_env(**self.box.env),
         )
         self.addCleanup(end, child)
         os.close(writer)
+        return child, reader
+
+    def test_a_stdout_that_takes_nothing_does_not_hold_the_program_for_ever(self) -> None:
+        child, reader = self.start_blocked("balance")
+        self.addCleanup(os.close, reader)
         self.assertTrue(self.box.wait_for(BILLING))
         ended = None
         for _ in range(20):  # the first is noted, one that comes a second later ends it
@@ -391,16 +396,8 @@ class Signals(SandboxTest):
 
     def test_while_the_key_is_delivered_it_comes_whole_or_is_in_doubt(self) -> None:
         for number in self.numbers:  # one at a time: a child must not inherit another's pipe
-            reader, writer = full_pipe()
             del self.box.requests[:]
-            child = subprocess.Popen(
-                [*PROGRAM, "keys", "--create", "--json"],
-                stdout=writer,
-                stderr=subprocess.PIPE,
-                env=base_env(**self.box.env),
-            )
-            self.addCleanup(end, child)
-            os.close(writer)
+            child, reader = self.start_blocked("keys", "--create", "--json")
             self.assertTrue(self.box.wait_for(CREATE))
             child.send_signal(number)
             with open(reader, "rb") as pipe:

@@ -224,13 +224,7 @@ class TopupWait(Clocked):
             self.assertEqual(self.wait(*words, events={5: self.pay}).exit, 0)
 
     def test_its_seconds_count_from_the_start(self) -> None:
-        make = self.box.service.routes[TOPUP]
-
-        def late(body: Any) -> Any:
-            self.box.closing.wait(1.2)
-            return make(body)
-
-        self.box.service.routes[TOPUP] = late
+        self.delay(TOPUP, 1.2)
         began = time.monotonic()
         result = call_on(ops.Clock(), "topup", "--wait", "2", **self.box.env)
         self.assertTrue(1.8 <= time.monotonic() - began < 3)
