@@ -1159,7 +1159,7 @@ def serve(box: Sandbox, host: str) -> int:
             print(f"export {variable}={value}", flush=True)
         box.start()  # only now, so that a response means that all is printed
         while True:
-            time.sleep(3600)
+            time.sleep(1)  # a signal that came to another thread does not end a sleep
     return 0
 
 
