@@ -56,7 +56,6 @@ REQUESTS = "test_commands.Requests."
 SENT = REQUESTS + "test_each_command_sends_its_requests_and_a_dry_run_all_but_the_write"
 REFUSED_HERE = REQUESTS + "test_reads_send_one_request_and_a_refusal_here_sends_no_write"
 SUGGESTIONS = "test_commands.Suggestions."
-AUTO_TOPUP = "test_commands.AutoTopup."
 DEADLINE = "test_network.Deadline."
 A_THIRD = DEADLINE + "test_a_read_before_a_write_takes_a_third_and_does_not_stop_it"
 TLS = "test_network.Tls."
@@ -303,7 +302,7 @@ CHANGES = (
         "the balance is rounded up",
         "usd_text(microusd // MICROUSD_PER_CENT)",
         "usd_text(-(-microusd // MICROUSD_PER_CENT))",
-        "test_commands.Balance.test_text_rounds_down_and_json_is_exact",
+        "page balance",
     ),
     Change(
         "dollars are taken for cents, and cents for dollars",
@@ -327,7 +326,7 @@ CHANGES = (
         "another unit is suggested for a number that has one",
         '"" if match[3] else bare_unit',
         "bare_unit",
-        SUGGESTIONS + "test_another_unit_is_suggested_only_for_a_bare_number",
+        "page topup",
     ),
     Change(
         "the suggested top-up is a dollar short",
@@ -348,19 +347,19 @@ CHANGES = (
         "a dry run does not say that no card is saved",
         'if planned["card_saved"] is not False:',
         "if True:",
-        AUTO_TOPUP + "test_a_dry_run_tells_what_would_follow",
+        "page auto-topup",
     ),
     Change(
         "a dry run does not say that the card is charged at once",
         "    if charges_now(billing):\n",
         "    if False:\n",
-        AUTO_TOPUP + "test_a_dry_run_tells_what_would_follow",
+        "page auto-topup",
     ),
     Change(
         "what was charged meanwhile is not said",
         'return f"The balance rose by {rise}." if rise_microusd > 0 else ""',
         'return ""',
-        AUTO_TOPUP + "test_enabling_it_tells_how_far_the_balance_rose",
+        "page auto-topup",
     ),
     Change(
         "--dry-run sends the write",
@@ -557,7 +556,7 @@ CHANGES = (
         "of ids that look alike, the key in use is not guarded",
         'key["revoked"] is True, key["in_use"] is False))',
         'key["revoked"] is True, key["in_use"] is not False))',
-        GUARDED + "test_of_ids_that_look_alike_each_may_be_the_key_in_use",
+        GUARDED + "test_ids_that_look_alike_do_not_get_round_the_guard",
     ),
     Change(
         "a masked prefix is not guarded",
@@ -587,19 +586,19 @@ CHANGES = (
         "a revoked key is revoked again",
         'if key["revoked"] and not args.force and not args.dry_run:',
         "if False:",
-        CONFIRMED + "test_a_key_that_is_marked_as_revoked_is_sent_again_only_by_force",
+        GUARDED + "test_a_key_is_revoked_only_if_that_is_said_plainly",
     ),
     Change(
         "a revocation that the list does not show is confirmed",
         "return revoked_report(key, confirmed=bool(held))",
         "return revoked_report(key, confirmed=True)",
-        CONFIRMED + "test_a_list_that_does_not_say_confirms_nothing",
+        "page keys-revoke",
     ),
     Change(
         "that the key in use is refused does not confirm that it is revoked",
         'if failure.code == "unauthorized" and key["in_use"] is not False:',
         "if False:",
-        CONFIRMED + "test_the_key_in_use_is_confirmed_by_a_401",
+        "page keys-revoke",
     ),
     Change(
         "that our key is refused confirms that another is revoked",
@@ -611,7 +610,7 @@ CHANGES = (
         "the id of a key leads to another call",
         "quote(key_id, safe='')",
         "key_id",
-        GUARDED + "test_an_id_stays_one_segment_of_the_path_and_may_begin_with_a_hyphen",
+        GUARDED + "test_the_id_of_a_key_is_one_segment_of_the_path",
     ),
     Change(
         "a key with a zero time counts as revoked, and is not revoked",
@@ -647,7 +646,7 @@ CHANGES = (
         "two dots are taken for the id of a key",
         'text.isprintable() and text.strip(".")',
         "text.isprintable() and text",
-        GUARDED + "test_an_id_stays_one_segment_of_the_path_and_may_begin_with_a_hyphen",
+        GUARDED + "test_the_id_of_a_key_is_one_segment_of_the_path",
     ),
     # Secrets
     Change(

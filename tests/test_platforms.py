@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 from support import OPS, QuickClock, SandboxTest, call_on, run
@@ -20,19 +20,12 @@ class Pasting(SandboxTest):
 
     @unittest.skipIf(os.name == "nt", "a POSIX shell")
     def test_a_next_line_from_an_odd_folder_runs_in_a_shell(self) -> None:
-        place = tempfile.TemporaryDirectory()
-        self.addCleanup(place.cleanup)
-        python = f"{shlex.quote(sys.executable)} "
-        for folder in ("it's my $HOME", "a;b&c caf\xe9"):
-            path = Path(place.name, folder, "ops.py")
-            path.parent.mkdir()
-            path.write_bytes(OPS.read_bytes())
-            shown = run(sys.executable, str(path), "balance", **self.box.env)
-            self.assertEqual(shown.exit, 0, shown)
+        with tempfile.TemporaryDirectory("it's my $HOME; a&b caf\xe9") as folder:
+            program = shutil.copy(OPS, folder)
+            shown = run(sys.executable, program, "balance", **self.box.env)
             line = shown.out.splitlines()[-1].partition("Next: python3 ")[2]
-            pasted = run("sh", "-c", python + line, **self.box.env)
-            self.assertEqual((pasted.exit, len(self.box.account.links)), (0, 1), pasted)
-            self.box.account.links.clear()
+            pasted = run("sh", "-c", f"{shlex.quote(sys.executable)} {line}", **self.box.env)
+        self.assertEqual((pasted.exit, len(self.box.account.links)), (0, 1), pasted)
 
     def test_on_windows_it_starts_python_and_quotes_for_its_shells(self) -> None:
         # no Windows here: only its name, so that one in-process run takes that road

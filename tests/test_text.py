@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
-from support import BILLING, Fault, SandboxTest
+from support import BILLING, SandboxTest, reply
 
 NASTY = {
     "sgr": "\x1b[31mred\x1b[0m",
@@ -41,14 +41,10 @@ INVISIBLE = set(
 
 
 class Text(SandboxTest):
-    def setUp(self) -> None:
-        super().setUp()
-        self.box.service.create_key({})
-
     def put(self, text: str) -> None:
         """Let the text stand wherever the service can put one."""
         self.box.account.tenant_name = self.box.account.tenant_status = text
-        self.box.account.keys[1].label = self.box.account.keys[1].created_at = text
+        self.box.account.keys[0].label = self.box.account.keys[0].created_at = text
 
     def assert_clean(self, text: str) -> None:
         for line in text.splitlines():
@@ -67,15 +63,9 @@ class Text(SandboxTest):
                     shown = self.ok(command).out
                     self.assertEqual(len(shown.splitlines()), lines)
                     self.assert_clean(shown)
-
-    def test_json_is_ascii_on_one_line_whatever_stands_in_it(self) -> None:
-        for name, text in NASTY.items():
-            for command in ("info", "keys"):
-                with self.subTest(name=name, command=command):
-                    self.put(text)
                     result = self.ok(command, "--json")
                     self.assertTrue(result.out.isascii())
-                    self.assertEqual(len(result.out.splitlines()), 1)
+                    self.assertEqual(result.out.count("\n"), 1)
                     self.assert_clean(json.dumps(result.json, ensure_ascii=False))
 
     def test_error_messages_are_clean(self) -> None:
@@ -83,6 +73,5 @@ class Text(SandboxTest):
             for body in ({"error": text}, {"error": {"message": text}}, {"errors": [text]}):
                 with self.subTest(name=name, body=list(body)):
                     request_id = text[:200].encode("ascii", "ignore").decode().replace("\n", "")
-                    headers = {"X-Request-Id": request_id}
-                    self.box.add_faults(BILLING, Fault.reply(400, body, headers))
+                    self.box.add_faults(BILLING, reply(body, 400, X_Request_Id=request_id))
                     self.assert_clean(self.fails(1, "balance").err)
