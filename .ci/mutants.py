@@ -76,7 +76,7 @@ FOREIGN = ONE_CHECK + "test_a_key_of_another_service_is_refused"
 HIDDEN = "test_secrets.Hidden."
 IN_FAILURES = HIDDEN + "test_in_every_failure"
 SAVED = HIDDEN + "test_a_saved_key_is_in_no_output"
-RATE_LIMIT = HIDDEN + "test_a_rate_limit_is_no_refused_key"
+RATE_LIMIT = "test_delivery.Reasons.test_a_rate_limit_is_no_refused_key"
 VARIABLES = "test_settings.Variables."
 WHITE_SPACE = VARIABLES + "test_white_space_around_each_is_dropped"
 STREAMS = "test_streams.Streams."
@@ -326,7 +326,7 @@ CHANGES = (
         "another unit is suggested for a number that has one",
         '"" if match[3] else bare_unit',
         "bare_unit",
-        "page topup",
+        "page auto-topup",
     ),
     Change(
         "the suggested top-up is a dollar short",
@@ -640,7 +640,7 @@ CHANGES = (
         "another path counts as the stored address",
         '"^([^/]*//)?[^/]*"',
         '"^.*"',
-        STORED + "test_the_path_of_an_address_has_case",
+        STORED + "test_an_address_has_no_case_before_its_path_and_no_final_slash",
     ),
     Change(
         "two dots are taken for the id of a key",

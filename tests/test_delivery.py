@@ -75,20 +75,15 @@ def broken(body: bytes) -> dict[str, Fault]:
 
 class Delivered(SandboxTest):
     def test_a_json_object_that_came_whole_is_complete(self) -> None:
-        for line, call, body, value in WANTED:
+        balance = ("balance", BILLING, billing(7), "Balance       $7.00")
+        for line, call, body, value in (*WANTED, balance):
             for what, fault in broken(json.dumps(body).encode()).items():
                 with self.subTest(command=line, response=what):
                     self.script(call, fault)
                     result = self.ops(*line.split(), "--timeout", "2")
                     self.assertEqual(result.exit, 0, result)
                     self.assertIn(value, result.out.splitlines())
-                    self.assertEqual(self.sent(), [call])
-        for what, fault in broken(json.dumps(billing(7)).encode()).items():
-            with self.subTest(command="balance", response=what):
-                self.script(BILLING, fault)
-                result = self.ops("balance", "--json", "--timeout", "2")
-                self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
-                self.assertEqual(self.box.calls(), [BILLING])
+                    self.assertEqual(self.box.calls().count(call), 1)
 
     def test_what_follows_a_json_object_is_not_waited_for(self) -> None:
         for line, call, body, value in WANTED:
@@ -192,20 +187,20 @@ class Reasons(SandboxTest):
     )
 
     def test_a_2xx_that_says_no_is_a_refusal_with_its_reason(self) -> None:
+        disable = ("auto-topup", "--disable")
         for argv, call in (
-            *((("topup",), TOPUP), (("keys", "--create"), CREATE), (TO_CUSTOM, SET_UPSTREAM)),
-            (("auto-topup", "--disable"), SET_RULE),
+            *((("topup",), TOPUP), (("keys", "--create"), CREATE)),
+            *((TO_CUSTOM, SET_UPSTREAM), (disable, SET_RULE)),
         ):
-            self.box.account.auto_topup = {"enabled": True, "thresholdCents": 1, "amountCents": 100}
             for body in self.SHAPES:
                 with self.subTest(command=argv, body=body):
                     self.script(call, reply(body))
                     self.assertIn(self.REASON, self.failure(1, *argv)["words"])
 
     def test_the_reason_of_a_response_without_the_field_is_shown(self) -> None:
-        for line, call, code in (("balance", BILLING, 1), ("topup", TOPUP, 1)):
+        for line, call in (("balance", BILLING), ("topup", TOPUP)):
             self.script(call, reply({"message": self.REASON}))
-            self.assertIn(self.REASON, self.failure(code, line)["words"])
+            self.assertIn(self.REASON, self.failure(1, line)["words"])
 
     def test_plain_text_is_a_reason_and_html_is_none(self) -> None:
         page = f"<html><p>{self.REASON}</p></html>".encode()
@@ -222,9 +217,17 @@ class Reasons(SandboxTest):
         body: Any = {"error": None, "errors": [], "ok": True, "success": True}
         self.script(CREATE, reply(body))
         self.failure(6, "keys", "--create")
-        self.box.service.set_upstream({"kind": "custom", "baseUrl": "https://x.example/api"})
+        self.box.service.set_upstream({"kind": "custom", "baseUrl": TO_CUSTOM[-1]})
         self.script(SET_UPSTREAM, reply(body))
         self.ok(*TO_CUSTOM)
+
+    def test_a_rate_limit_is_no_refused_key(self) -> None:
+        for body in ({"error": "slow down"}, b"<html>slow</html>"):
+            self.script(BILLING, *[reply(body, 403, Retry_After="1")] * 3)
+            self.assertEqual(self.failure(5, "balance")["retry_after_seconds"], 1)
+            self.assertEqual(len(self.box.requests), 3)
+            self.script(BILLING, reply(body, 403, Retry_After="1"))
+            self.ok("balance")
 
 
 class StoredSettings(SandboxTest):
@@ -285,21 +288,19 @@ class StoredSettings(SandboxTest):
         self.assertRegex(self.error_of(result)["words"], r"\$45\b")
         self.assertLessEqual(self.clock.passed_s, 1)
 
-    def test_the_path_of_an_address_has_case(self) -> None:
-        stored = {"kind": "custom", "baseUrl": "https://x.example/API"}
-        result = self.change(self.CASES[2], False, *[{"configured": True, "upstream": stored}] * 9)
-        self.assertEqual(result.exit, 1, result)
+    def test_an_address_has_no_case_before_its_path_and_no_final_slash(self) -> None:
+        for kind, base_url, code in (
+            ("Custom", "https://X.example/api/", 0),
+            ("custom", "https://x.example/API", 1),
+        ):
+            stored = {"configured": True, "upstream": {"kind": kind, "baseUrl": base_url}}
+            self.assertEqual(self.change(self.CASES[2], False, *[stored] * 9).exit, code)
 
     def test_a_provider_key_that_was_lost_is_not_proved_by_the_rest(self) -> None:
         for fault in (Fault(after=True), Fault(end="reset", after=True)):
             self.script(SET_UPSTREAM, fault)
             self.failure(5, *SET_THEIRS, THEIRS=THEIRS)
             self.assertEqual(self.box.account.upstream["kind"], "openrouter")
-
-    def test_an_address_is_compared_without_case_and_final_slash(self) -> None:
-        stored = {"kind": "Custom", "baseUrl": "https://X.example/api/"}
-        result = self.change(self.CASES[2], False, {"configured": True, "upstream": stored})
-        self.assertEqual(result.exit, 0, result)
 
 
 class LostKeys(SandboxTest):
