@@ -70,10 +70,10 @@ TOPUP_WAIT = "test_waiting.TopupWait."
 ONLY_THIS_PAYMENT = TOPUP_WAIT + (
     "test_where_there_was_credit_the_next_step_waits_for_this_payment_alone"
 )
-ONE_CHECK = "test_secrets.OneCheck."
+ONE_CHECK = "test_settings.Keys."
 JUNK = ONE_CHECK + "test_junk_is_refused_from_every_source"
 FOREIGN = ONE_CHECK + "test_a_key_of_another_service_is_refused"
-HIDDEN = "test_secrets.Hidden."
+HIDDEN = "test_text.Secrets."
 IN_FAILURES = HIDDEN + "test_in_every_failure"
 SAVED = HIDDEN + "test_a_saved_key_is_in_no_output"
 RATE_LIMIT = "test_delivery.Reasons.test_a_rate_limit_is_no_refused_key"
@@ -525,7 +525,7 @@ CHANGES = (
         "the key crosses the network by http",
         'if url.scheme == "http" and not allow_http:',
         "if False:",
-        VARIABLES + "test_addresses_of_the_service",
+        "page settings",
     ),
     Change(
         "white space of a variable counts",

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import sys
+import tempfile
+import unittest
 from typing import Any
+from unittest import mock
 
 from sandbox import Refused
 from support import (
@@ -12,14 +19,18 @@ from support import (
     DEFAULT_KEY,
     INFO,
     KEYS,
+    OPS,
     REVOKE,
     SET_RULE,
     SET_UPSTREAM,
     TOPUP,
     UPSTREAM,
+    QuickClock,
     SandboxTest,
     billing,
+    call_on,
     next_words,
+    run,
 )
 
 CRYPTO = {"amountUsd": 25, "method": "crypto"}
@@ -157,3 +168,28 @@ class Story(SandboxTest):
         self.box.pay(link)
         self.assertEqual((self.ops(*words).exit, self.chat()), (0, 200))
         self.assertIsNone(self.ok("balance", "--json").json["next"])
+
+
+class Pasting(SandboxTest):
+    """The `Next:` line starts the program again, wherever it lies."""
+
+    balance_usd = "0"
+
+    @unittest.skipIf(os.name == "nt", "a POSIX shell")
+    def test_a_next_line_from_an_odd_folder_runs_in_a_shell(self) -> None:
+        with tempfile.TemporaryDirectory("it's my $HOME; a&b caf\xe9") as folder:
+            program = shutil.copy(OPS, folder)
+            shown = run(sys.executable, program, "balance", **self.box.env)
+            line = shown.out.splitlines()[-1].partition("Next: python3 ")[2]
+            pasted = run("sh", "-c", f"{shlex.quote(sys.executable)} {line}", **self.box.env)
+        self.assertEqual((pasted.exit, len(self.box.account.links)), (0, 1), pasted)
+
+    def test_on_windows_it_starts_python_and_quotes_for_its_shells(self) -> None:
+        # no Windows here: only its name, so that one in-process run takes that road
+        for path, words in (
+            (r"C:\skills\ops.py", r"python C:\skills\ops.py topup"),
+            (r"C:\my skills\ops.py", r'python "C:\my skills\ops.py" topup'),
+        ):
+            with mock.patch.object(os, "name", "nt"):
+                result = call_on(QuickClock(), "balance", program=path, **self.box.env)
+            self.assertIn(f"Next: {words}", result.out)

@@ -241,18 +241,11 @@ class Audit(unittest.TestCase):
             section = said.rpartition(": ")[2]
             found = {section_of(line) for line in self.found(command) if line > min(SECTIONS)}
             self.assertEqual(found, set() if section == "nowhere" else {section}, said)
-        self.assertEqual(self.found(self.greps[0][0]), set(SECTIONS))
-
-    @unittest.skipIf(os.name == "nt" or sys.version_info < (3, 10), "needs sys.stdlib_module_names")
-    def test_what_is_imported_is_shown_and_is_the_standard_library(self) -> None:
-        shown = self.found(self.greps[1][0])
-        for node in ast.walk(ast.parse(OPS.read_text("utf-8"))):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                self.assertIn(node.lineno, shown)
-                names = [alias.name for alias in node.names]
-                for name in names if isinstance(node, ast.Import) else [str(node.module)]:
-                    top = name.partition(".")[0]
-                    self.assertIn(top, {*sys.stdlib_module_names, "__future__"})
+        sections, imports = (self.found(command) for command, _ in self.greps[:2])
+        self.assertEqual(sections, set(SECTIONS))
+        nodes = ast.walk(ast.parse(OPS.read_text("utf-8")))
+        kinds = (ast.Import, ast.ImportFrom)
+        self.assertLessEqual({node.lineno for node in nodes if isinstance(node, kinds)}, imports)
 
 
 def block(start: str) -> str:

@@ -1,4 +1,4 @@
-"""The house: what holds for every file, and the floor plan of the program."""
+"""The house: what holds for every file, how the program starts, and its floor plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import unittest
 from collections.abc import Iterator
 
-from support import OPS, ROOT, SECTIONS, git, section_of
+from support import OPS, ROOT, SECTIONS, git, run, section_of
 
 SOURCE = OPS.read_text("utf-8")
 PLAN = ["Errors", "Money", "Settings", "Text", "HTTP", "Account", "Reports", "Commands", "Parser"]
@@ -30,6 +30,13 @@ class House(unittest.TestCase):
         self.assertEqual(head[0], "#!/usr/bin/env python3")
         self.assertEqual(head[1], "# /// script")
         self.assertIn('# requires-python = ">=3.9"', head[:6])
+
+    def test_a_python_that_says_it_is_3_8_is_told_in_one_line_what_is_needed(self) -> None:
+        old = "import runpy, sys; sys.version_info = (3, 8, 20, 'final', 0); sys.argv.pop(0);"
+        old += "runpy.run_path(sys.argv[0], run_name='__main__')"
+        result = run(sys.executable, "-c", old, str(OPS), "balance")
+        self.assertEqual((result.exit, result.out, result.err.count("\n")), (2, "", 1), result)
+        self.assertIn("3.9", result.err)
 
 
 def used_by(table: symtable.SymbolTable) -> Iterator[tuple[int, str]]:

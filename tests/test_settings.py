@@ -1,12 +1,13 @@
-"""Settings: the environment, addresses, and amounts that are none."""
+"""Settings: keys, the other variables, addresses and amounts; what passes and what is refused."""
 
 from __future__ import annotations
 
 from support import (
     AUTHORITY,
-    BILLING,
     DEFAULT_KEY,
+    SET_UPSTREAM,
     Proxy,
+    Result,
     Sandbox,
     SandboxTest,
     call_ops,
@@ -14,7 +15,100 @@ from support import (
     server_context,
 )
 
-PASSWORD = "Sup3rS3cret0123456789"
+THEIRS = "sk-or-v1-Sup3rS3cret0123456789"
+# what people paste, and what pipes and files make of it; whatever the source
+JUNK = (
+    *('"cf_abc0123456789"', "'cf_abc0123456789'", '"cf_abc', "cf_abc'", '"', "''"),
+    *("API_KEY=cf_abc0123456789", "OPENROUTER_API_KEY=sk-or-v1-abc", "export=x"),
+    *("$API_KEY", "${API_KEY}", "${API_KEY:-x}", "%API_KEY%", "$OPENROUTER_API_KEY"),
+    *("cf_...", "sk-or-...", "cf_ab..cd", "sk-or-v1-0123...cdef", "..", "cf_abc0123*", "sk-or-*"),
+    *("***", "cf_**cdef", "****cdef", "<your-key>", "<key>", "<YOUR_API_KEY>", "null", "undefined"),
+    *("cf_abc def", "cf_a\tb", "cf_\xe4bc0123456789", "cf_abc\u2026", "sk-or-\u2026", "cf_a\x01b"),
+    *("cf_a\x7fb", "\u201ccf_abc0123\u201d", "cf_abc\u200b"),
+)
+FINE = (
+    *("EMPTY", "ollama", "a", "a.b.c", "abc=", "abc==", "eyJhbGciOi.eyJzdWIi.c2ln", "x" * 300),
+    *("nullable", "undefined_key", "a-b_c~d+e/f", "ab*cd", 'a"b', "key!#(){}[]|;:,?@^&"),
+)
+FOREIGN_TO_US = ("sk-1234", "sk-or-v1-0123456789abcdef", "sk-ant-api03-abc", "sk-proj-abc")
+FOREIGN_TO_THEM = (
+    *(("openrouter", "cf_abc0123456789"), ("anthropic", "cfk_abc0123456789")),
+    *(("custom", "cf_abc0123456789"), ("custom", DEFAULT_KEY)),
+    *(("anthropic", "sk-or-v1-abc0123456789"), ("openrouter", "sk-ant-api03-abc0123456789")),
+)
+AT_HOME = (
+    *(("openrouter", THEIRS), ("anthropic", "sk-ant-api03-abc"), ("custom", "sk-1234")),
+    *(("custom", "EMPTY"), ("custom", "sk-proj-abc")),
+)
+OURS = "CACHEFORGE_API_KEY"
+SOURCES = ("--api-key={}", "--api-key-env=THEIRS", "--api-key=-")  # of the provider's key
+
+
+class Keys(SandboxTest):
+    """The one check that every key passes; pages of transcripts have its words."""
+
+    def give(self, source: str, key: str, kind: str = "openrouter", *extra: str) -> Result:
+        """Run a command with a key that comes from there."""
+        if source == OURS:
+            return self.ops("balance", *extra, CACHEFORGE_API_KEY=key)
+        base = ("--base-url", "https://x.example") if kind == "custom" else ()
+        argv = ("upstream", "--set", "--kind", kind, *base, source.format(key), *extra)
+        return self.ops(*argv, stdin=f"{key}\n", THEIRS=key)
+
+    def refused(self, source: str, key: str, kind: str = "openrouter", *extra: str) -> None:
+        """A key does not pass; nothing is sent, and the key is not repeated."""
+        with self.subTest(source=source, key=key, kind=kind):
+            result = self.give(source, key, kind, "--json", *extra)
+            self.assertEqual((result.exit, result.out), (2, ""), result)
+            words = self.error_of(result)["words"]
+            self.assertEqual(self.box.requests, [])
+            if source == OURS:
+                self.assertIn(OURS, words)
+            if "0123" in key:
+                self.assertNotIn("0123", words)
+            if not key.strip():
+                self.assertRegex(words, "(?i)not set|empty")
+
+    def test_junk_is_refused_from_every_source(self) -> None:
+        for source in (OURS, *SOURCES):
+            for key in JUNK:
+                self.refused(source, key)
+        self.refused(SOURCES[0], JUNK[0], "openrouter", "--dry-run")
+
+    def test_nothing_is_no_key(self) -> None:
+        for source in (OURS, *SOURCES):
+            for nothing in ("", " ", "\r", " \t\r"):
+                self.refused(source, nothing)
+        for name in ("UNSET", THEIRS):  # a key in place of the name is not repeated
+            self.refused(f"--api-key-env={name}", "sk-or-v1-abc0123")
+
+    def test_real_keys_pass_from_every_source(self) -> None:
+        for key in FINE:
+            for source in SOURCES:
+                with self.subTest(source=source, key=key):
+                    self.box.account.upstream = {}
+                    self.assertEqual(self.give(source, key, "custom").exit, 0)
+                    self.assertEqual(self.box.account.upstream["apiKey"], key)
+            with Sandbox(api_key=key) as box, self.subTest(source=OURS, key=key):
+                self.assertEqual(call_ops("balance", **box.env).exit, 0)
+                self.assertEqual(box.requests[0].headers["Authorization"], f"Bearer {key}")
+
+    def test_white_space_around_a_key_is_dropped(self) -> None:
+        self.assertEqual(self.give(OURS, f" {DEFAULT_KEY}\r").exit, 0)
+        for source in SOURCES[1:]:
+            self.give(source, f" {THEIRS} \r")
+            self.assertEqual(self.box.account.upstream.pop("apiKey"), THEIRS)
+
+    def test_a_key_of_another_service_is_refused(self) -> None:
+        for key in FOREIGN_TO_US:
+            self.refused(OURS, key)
+        for source in SOURCES:
+            for kind, key in FOREIGN_TO_THEM:
+                self.refused(source, key, kind)
+        for source in SOURCES:
+            for kind, key in AT_HOME:
+                self.assertEqual(self.give(source, key, kind).exit, 0)
+                self.assertEqual(self.sent(), [SET_UPSTREAM])
 
 
 class Variables(SandboxTest):
@@ -40,25 +134,17 @@ class Variables(SandboxTest):
                 result = self.ops("balance", "--timeout", "2", **env, NO_PROXY=none)
                 self.assertEqual((result.exit, proxy.heard), (5, b""), result)
 
-    def test_addresses_of_the_service(self) -> None:
-        port = self.box.url.rpartition(":")[2]
-        for base in ("", "/", "/v1", "/v1/"):
-            for host in ("127.0.0.1", "localhost"):
-                result = self.ops("balance", CACHEFORGE_BASE_URL=f"http://{host}:{port}{base}")
-                self.assertEqual(result.exit, 0, result)
-        self.assertEqual(set(self.box.calls()), {BILLING})
+    def test_addresses_that_are_none(self) -> None:
         for base in (
-            *("http://example.com", "http://127.0.0.1.example.com", "http://localhost.example"),
-            *(f"https://me:{PASSWORD}@h.example", "https://me@h.example", "https://h.example?x=1"),
-            *("https://h.example#x", "https://h.example/?", "ftp://h.example", "h.example"),
-            *("//h.example", "https://", "https:///x", "https://h.example:99999", "https://[::1"),
-            *("https://a b.example", "https://h.example\\@evil.example", "https://h\xe4.example"),
-            *(f"{self.box.url}?x=1", f"{self.box.url}#x", self.box.url.replace("//", "//me:pw@")),
+            *("http://localhost.example", f"https://{THEIRS}@h.example", "https://h.example#x"),
+            *("https://h.example/?", "//h.example", "https:///x", "https://[::1"),
+            *("https://h\xe4.example", f"{self.box.url}?x=1", f"{self.box.url}#x"),
+            self.box.url.replace("//", "//me:pw@"),
         ):
             with self.subTest(base=base):
                 error = self.failure(2, "balance", "--timeout", "1", CACHEFORGE_BASE_URL=base)
                 self.assertIn("CACHEFORGE_BASE_URL", error["words"])
-                self.assertNotIn(PASSWORD, str(error))
+                self.assertNotIn(THEIRS, str(error))
 
 
 class Amounts(SandboxTest):
