@@ -363,11 +363,9 @@ class InYourOwnProject(Pasted):
         self.assertNotEqual(self.paste(test.replace("--balance 0", "--balance 1")).exit, 0)
 
     def test_the_test_for_javascript(self) -> None:
-        test = block("import assert")
-        for text, exit_code in ((test, 0), (test.replace("Retry-After: 2", "Retry-After: 3"), 1)):
-            (self.folder / "credit.mjs").write_text(text)
-            done = self.paste(inline("python3 sandbox.py --exec node"), "node")
-            self.assertEqual(done.exit, exit_code, done)
+        (self.folder / "credit.mjs").write_text(block("import assert"))
+        done = self.paste(inline("python3 sandbox.py --exec node"), "node")
+        self.assertEqual(done.exit, 0, done)
 
     def test_the_job_whose_steps_are_shells_of_their_own(self) -> None:
         (self.folder / "credit.mjs").write_text(block("import assert"))
