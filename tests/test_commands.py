@@ -12,7 +12,6 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from sandbox import Refused
 from support import (
     BILLING,
     CREATE,
@@ -142,32 +141,6 @@ class Verbose(SandboxTest):
         found = re.search(r"\b([0-9]+) ms\b", self.ops("balance", "--verbose").err)
         assert found
         self.assertGreaterEqual(int(found[1]), 50)
-
-
-class Story(SandboxTest):
-    """What the skill is for: a call gets 402, a person pays, the call works."""
-
-    balance_usd = "0"
-
-    def chat(self) -> int:
-        """The status of the agent's own call through the gateway."""
-        try:
-            self.box.service.chat({"model": "m", "messages": [{"role": "user"}]})
-        except Refused as refused:
-            return refused.status
-        return 200
-
-    def test_each_next_step_leads_from_a_402_to_a_call_that_works(self) -> None:
-        self.assertEqual(self.chat(), 402)
-        words = next_words(self.ok("balance", "--json").json["next"])
-        made = self.ok(*words)
-        (link,) = self.box.account.links
-        self.assertIn(f"{self.box.url}/pay/{link}", made.out.splitlines())
-        words = next_words(made.out.rpartition("Next: ")[2])
-        self.assertEqual((self.ops(*words).exit, self.chat()), (4, 402))
-        self.box.pay(link)
-        self.assertEqual((self.ops(*words).exit, self.chat()), (0, 200))
-        self.assertIsNone(self.ok("balance", "--json").json["next"])
 
 
 class Pasting(SandboxTest):
