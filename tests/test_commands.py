@@ -24,6 +24,7 @@ from support import (
     SET_UPSTREAM,
     TOPUP,
     UPSTREAM,
+    FaultTest,
     QuickClock,
     SandboxTest,
     billing,
@@ -42,12 +43,7 @@ ENABLED, PROVIDER = [BILLING, SET_RULE, BILLING], [SET_UPSTREAM, UPSTREAM]
 TYPED = "upstream --set --kind openrouter --api-key"
 
 
-class Requests(SandboxTest):
-    def setUp(self) -> None:
-        super().setUp()
-        self.save_card()
-        self.box.service.create_key({})
-
+class Requests(FaultTest):
     def test_each_command_sends_its_requests_and_a_dry_run_all_but_the_write(self) -> None:
         writes: tuple[tuple[str, list[str], Any], ...] = (
             ("topup", [BILLING, TOPUP], {"amountUsd": 10, "method": "stripe"}),
