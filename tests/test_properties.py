@@ -131,23 +131,11 @@ class AnyAmount(unittest.TestCase):
         self.assertLessEqual(int(shown) * 10_000, microusd)
         self.assertGreater((int(shown) + 1) * 10_000, microusd)
 
-    def rule(self, amount: str) -> Result:
-        with Sandbox() as box:
-            argv = ("auto-topup", "--enable", f"--amount={amount}", "--dry-run", "--json")
-            return call_ops(*argv, **box.env, CACHEFORGE_MAX_TOPUP_USD="100000000")
-
-    @given(st.integers(1, 10**7), st.sampled_from(["usd", "USD", "c", ""]))
-    def test_amounts_are_read_as_they_are_written(self, count: int, unit: str) -> None:
-        cents = count * 100 if unit.lower() == "usd" else count
-        result = self.rule(f"{count}{unit}")
-        if cents < 100:
-            self.assertEqual(result.exit, 2)
-        else:
-            self.assertEqual(result.json["dry_run"]["body"]["amountCents"], cents)
-
     @given(st.text(max_size=12))
-    def test_any_other_text_is_refused_without_repeating_it(self, text: str) -> None:
-        result = self.rule(text)
+    def test_text_that_is_no_amount_is_refused_without_repeating_it(self, text: str) -> None:
+        with Sandbox() as box:
+            argv = ("auto-topup", "--enable", f"--amount={text}", "--dry-run")
+            result = call_ops(*argv, **box.env, CACHEFORGE_MAX_TOPUP_USD="100000000")
         check_clean(self, result)
         if result.exit == 0:
             self.assertRegex(text, r"\A[0-9]+(\.[0-9]{2})?([uU][sS][dD]|[cC])?\Z")
