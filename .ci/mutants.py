@@ -57,7 +57,7 @@ SENT = REQUESTS + "test_each_command_sends_its_requests_and_a_dry_run_all_but_th
 REFUSED_HERE = REQUESTS + "test_reads_send_one_request_and_a_refusal_here_sends_no_write"
 SUGGESTIONS = "test_commands.Suggestions."
 DEADLINE = "test_network.Deadline."
-A_THIRD = DEADLINE + "test_a_read_before_a_write_takes_a_third_and_does_not_stop_it"
+NETWORK = "test_network.Processes."
 TLS = "test_network.Tls."
 PROXIES = "test_network.Proxies."
 GUARDED = "test_revoking.Guarded."
@@ -82,7 +82,7 @@ WHITE_SPACE = VARIABLES + "test_white_space_around_each_is_dropped"
 STREAMS = "test_streams.Streams."
 HALF = STREAMS + "test_half_a_result_is_none"
 NOT_TAKEN_BY_A_PIPE = STREAMS + "test_a_new_key_that_a_pipe_did_not_take_exits_6_and_is_named"
-NO_ROOM = "test_streams.Files.test_a_file_that_takes_no_more_exits_6_and_is_removed"
+NO_ROOM = STREAMS + "test_a_file_that_takes_no_more_exits_6_and_is_removed"
 SIGNALS = "test_streams.Signals."
 TERMINAL = "test_streams.Terminal."
 TEXT = "test_text.Text."
@@ -243,7 +243,7 @@ CHANGES = (
         "--timeout is exceeded three times",
         "while self._thread.is_alive() and self._clock.now() < end:",
         "while self._thread.is_alive() and self._clock.now() < end + 2 * seconds:",
-        DEADLINE + "test_every_command_ends_in_time_whatever_is_slow",
+        NETWORK + "test_every_command_ends_in_time_whatever_is_slow",
     ),
     Change(
         "a write that was given up is sent later",
@@ -271,13 +271,13 @@ CHANGES = (
         "a slow check costs the link",
         "        before = account.billing(args.timeout / 3)\n    try:",
         "        before = account.billing()\n    try:",
-        A_THIRD,
+        NETWORK + "test_a_read_before_a_write_takes_a_third_of_the_time",
     ),
     Change(
         "a link is asked for although the key was refused",
         'return isinstance(error, Failure) and error.code != "unauthorized"',
         "return isinstance(error, Failure)",
-        A_THIRD,
+        DEADLINE + "test_a_read_before_a_write_does_not_stop_it",
     ),
     Change(
         "Ctrl-C is noticed 5 s late in a pause between tries",
@@ -406,7 +406,7 @@ CHANGES = (
         "a check that hangs takes the whole wait",
         "min(CHECK_S, args.timeout, max(LAST_CHECK_S",
         "min(CHECK_S, max(LAST_CHECK_S",
-        FAILING + "test_one_check_takes_at_most_the_timeout",
+        "test_waiting.Processes.test_one_check_takes_at_most_the_timeout",
     ),
     Change(
         "topup --wait takes the credit from before for the payment",
@@ -459,13 +459,13 @@ CHANGES = (
         "an address that is silent takes all the time",
         "min(CONNECT_TIMEOUT_S, timeout / 4)",
         "timeout",
-        "test_network.Connections.test_each_address_of_a_name_gets_its_turn",
+        NETWORK + "test_each_address_of_a_name_gets_its_turn",
     ),
     Change(
         "without a thread nothing works",
         "                self._work()\n            while",
         "                raise\n            while",
-        "test_network.Connections.test_without_a_thread_the_request_runs_all_the_same",
+        NETWORK + "test_without_a_thread_the_request_runs_all_the_same",
     ),
     Change(
         "a response may have any size",

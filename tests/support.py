@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -21,7 +22,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,12 @@ SET_UPSTREAM = "POST /v1/account/upstream"
 REVOKE = "POST /v1/account/keys/key_2/revoke"
 LINK = "https://pay.example.com/c/cs_1"
 NEW_KEY = "cf_new_0123456789abcdef"
-PROGRAM = (sys.executable, str(OPS))
+# ops.py as a module that is the main one: Python keeps its byte code, so that a process starts in
+# half the time. As a script it is started by the pages in tests/transcripts, and test_platforms
+START = f"""import runpy, sys
+sys.path[0] = {str(SKILL)!r}
+runpy.run_module("ops", run_name="__main__", alter_sys=True)"""
+PROGRAM = (sys.executable, "-c", START)
 CERTIFICATES = Path(__file__).parent / "certificates"
 AUTHORITY = str(CERTIFICATES / "authority.pem")
 POSIX = os.name != "nt"
@@ -191,6 +197,12 @@ def start(*command: str, **env: str) -> subprocess.Popen[str]:
         env=base_env(**env),
         text=True,
     )
+
+
+def outcome(child: subprocess.Popen[str]) -> Result:
+    """Wait for the end of such a command; what it left behind."""
+    out, err = child.communicate(timeout=PATIENCE_S)
+    return Result(child.returncode, out.encode(), err.encode())
 
 
 def has_terminal() -> bool:
@@ -585,6 +597,40 @@ class SandboxTest(unittest.TestCase):
         self.box.account.card_saved = True
 
 
+class OverlappingTest(SandboxTest):
+    """Tests that spend their time in processes and waits, and do not call ops.py in this process.
+
+    As soon as unittest comes to the first one, all that it has loaded begin, in threads, some at
+    a time; each is judged in its turn. So they overlap with each other, and with other tests.
+    """
+
+    loaded: ClassVar[list[OverlappingTest]] = []
+    threads = ThreadPoolExecutor(4)
+
+    def __init__(self, name: str = "runTest") -> None:
+        super().__init__(name)
+        self.name = name
+        self.loaded.append(self)
+
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        """Wait for the end of the test; see that all have begun."""
+        while self.loaded:
+            self.loaded.pop(0).begin()
+        return super().run(result)
+
+    def begin(self) -> None:
+        """Run it in a thread, and let the test be to wait for how that ends."""
+        if not getattr(self, "__unittest_skip__", False):
+            setattr(self, self.name, self.threads.submit(copy.deepcopy(self).run_in_thread).result)
+
+    def run_in_thread(self) -> None:
+        """Run it from the set-up to the clean-up. Raises what its failure or skip raises."""
+        try:
+            self.debug()
+        finally:
+            self.doCleanups()
+
+
 class FaultTest(SandboxTest):
     """A sandbox where every command would succeed, but for the fault under test."""
 
@@ -636,21 +682,25 @@ def listening(serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -
             serve(connection)
 
     def accept() -> None:
-        while not done.is_set():
+        while True:
             with contextlib.suppress(OSError):
                 connection, _ = listener.accept()
+                if done.is_set():
+                    connection.close()
+                    return
                 threading.Thread(target=one, args=(connection,), daemon=True).start()
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listener:
-        listener.settimeout(0.05)
+        address = listener.getsockname()[:2]
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         shown = f"[{host}]" if ":" in host else host
         try:
-            yield f"http://{shown}:{listener.getsockname()[1]}"
+            yield f"http://{shown}:{address[1]}"
         finally:
             done.set()
+            socket.create_connection(address, PATIENCE_S).close()  # which wakes the thread
             thread.join()
 
 
@@ -694,13 +744,15 @@ class Proxy:
             sink.shutdown(socket.SHUT_WR)
 
 
+def changed(change: str) -> tuple[str, ...]:
+    """The start of ops.py as a process in which something of Python was changed before: a name
+    that resolves slowly, a system without threads, a Python without a module."""
+    return (sys.executable, "-c", f"import socket, sys, threading\n{change}\n{START}")
+
+
 def run_changed(change: str, *argv: str, **env: str) -> Result:
-    """Run ops.py as a process in which something of Python was changed before: a name that
-    resolves slowly, a system without threads, a Python without a module."""
-    path = repr(str(OPS))
-    last = f"sys.argv[0] = {path}\nrunpy.run_path({path}, run_name='__main__')"
-    code = f"import runpy, socket, sys, threading, time\n{change}\n{last}"
-    return run(sys.executable, "-c", code, *argv, **env)
+    """Run ops.py in such a process."""
+    return run(*changed(change), *argv, **env)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest import mock
 
 from support import (
     AUTHORITY,
@@ -35,6 +34,7 @@ from support import (
     TOPUP,
     Fault,
     JumpingClock,
+    OverlappingTest,
     Proxy,
     Result,
     Sandbox,
@@ -43,13 +43,15 @@ from support import (
     black_hole,
     call_on,
     call_ops,
+    changed,
     http,
     listening,
-    ops,
+    outcome,
     reply,
     run_changed,
     run_ops,
     server_context,
+    side_by_side,
 )
 
 SERVICE = "https://service.test"
@@ -73,6 +75,12 @@ NO_THREADS = """
 def refuse(*_):
     raise RuntimeError("can't start new thread")
 threading.Thread.start = refuse"""
+SLOW_NAME = """
+def ask(*_, **__):
+    with socket.socket() as resolver:
+        resolver.connect(("127.0.0.1", PORT))
+        resolver.recv(1)  # which does not come
+socket.getaddrinfo = ask"""
 TWO_ADDRESSES = """
 resolve = socket.getaddrinfo
 def both(host, *args, **kwargs):
@@ -80,6 +88,11 @@ def both(host, *args, **kwargs):
     return [row for one in hosts for row in resolve(one, *args, **kwargs)]
 socket.getaddrinfo = both"""
 DOUBT = "(?i)may have|uncertain"
+READS_BEFORE_WRITES = (
+    ("topup", BILLING, TOPUP),
+    ("keys --create", KEYS, CREATE),
+    ("auto-topup --enable", BILLING, SET_RULE),
+)
 
 
 def at(url: str) -> dict[str, str]:
@@ -92,14 +105,13 @@ def run_at(url: str, *argv: str, **env: str) -> Result:
     return call_ops(*argv, **{**at(url), **env})
 
 
-def check_never_sent(test: SandboxTest, result: Result) -> None:
-    """Nothing was sent, and nothing else is claimed."""
-    test.assertEqual((result.exit, result.out), (5, ""), result)
-    test.assertNotRegex(test.error_of(result)["words"], DOUBT)
+class Processes(OverlappingTest):
+    """What needs real time, or another Python."""
 
-
-class Deadline(SandboxTest):
-    """One deadline for everything, whatever hangs or drips."""
+    def check_never_sent(self, result: Result) -> None:
+        """Nothing was sent, and nothing else is claimed."""
+        self.assertEqual((result.exit, result.out), (5, ""), result)
+        self.assertNotRegex(self.error_of(result)["words"], DOUBT)
 
     def test_every_command_ends_in_time_whatever_is_slow(self) -> None:
         drip, timeout_s = 0.05, 2
@@ -137,36 +149,87 @@ class Deadline(SandboxTest):
                     self.assertLess(took_s, timeout_s * 1.45)  # not once and a half
                     self.assertEqual(calls.count(COMMANDS[name][1]), 1)
 
+    def test_before_the_connection_is_made_nothing_was_sent(self) -> None:
+        def check(_: Sandbox, change: str, address: str) -> None:
+            asked, over = threading.Event(), threading.Event()
+
+            def stay_silent(_: socket.socket) -> None:
+                asked.set()
+                over.wait(PATIENCE_S)
+
+            with listening(stay_silent) as url:
+                port = url.rpartition(":")[2]
+                command = (*changed(change.replace("PORT", port)), "keys", "--create")
+                env = at(address.replace("PORT", port))
+                child = self.start(*command, "--timeout", "1", "--json", **env)
+                self.assertTrue(asked.wait(PATIENCE_S))
+                began = time.monotonic()
+                self.check_never_sent(outcome(child))
+                self.assertLess(time.monotonic() - began, 1.9)
+                over.set()
+
+        side_by_side(check, ("", "https://127.0.0.1:PORT"), (SLOW_NAME, SERVICE))
+
+    def test_a_read_before_a_write_takes_a_third_of_the_time(self) -> None:
+        def check(box: Sandbox, line: str, read: str, write: str) -> None:
+            box.account.card_saved = True
+            box.add_faults(read, Fault(end="hang"))
+            result = run_ops(*line.split(), "--timeout", "3", **box.env)
+            self.assertEqual(result.exit, 0, result)
+            self.assertEqual([seen.call for seen in box.writes], [write])
+
+        side_by_side(check, *READS_BEFORE_WRITES)
+
+    @unittest.skipUnless(LINUX, "needs 127.0.0.2 and a queue of connections that drops")
+    def test_each_address_of_a_name_gets_its_turn(self) -> None:
+        port = int(self.box.url.rpartition(":")[2])
+        url = f"http://localhost:{port}"
+        good, silent = "127.0.0.1", "127.0.0.2"
+
+        def call(line: str, *hosts: str) -> Result:
+            change = TWO_ADDRESSES.replace("HOSTS", str(hosts))
+            argv = (*line.split(), "--timeout", "4", "--json")
+            return run_changed(change, *argv, **{**self.box.env, "CACHEFORGE_BASE_URL": url})
+
+        jobs = [
+            *(("balance", silent, good), ("balance", good, silent)),
+            *(("keys --create", silent, good), ("keys --create", silent, silent)),
+        ]
+        with black_hole(silent, port), ThreadPoolExecutor(len(jobs)) as pool:
+            *found, lost = pool.map(lambda job: call(*job), jobs)
+        for result in found:
+            self.assertEqual((result.exit, result.err), (0, ""), result)
+        self.check_never_sent(lost)
+
+    def test_without_a_thread_the_request_runs_all_the_same(self) -> None:
+        for line in ("balance", "keys --create"):
+            result = run_changed(NO_THREADS, *line.split(), **self.box.env)
+            self.assertEqual((result.exit, result.err), (0, ""), result)
+        self.box.add_faults(BILLING, reply({"error": "no"}, 404))
+        self.assertEqual(run_changed(NO_THREADS, "balance", **self.box.env).exit, 1)
+
+    def test_the_part_of_tls_that_failed_is_named(self) -> None:
+        env = {"CACHEFORGE_API_KEY": DEFAULT_KEY, "CACHEFORGE_BASE_URL": "https://x.invalid"}
+        for change, said in ((NO_SSL, "(?i)ssl|tls"), (BAD_STORE, "(?i)certificate")):
+            result = run_changed(change, "keys", "--create", "--json", **env)
+            self.assertEqual(result.exit, 2, result)
+            self.assertRegex(result.error["message"], said)
+            self.assertNotRegex(result.err, f"SSL_CERT_FILE|{NOISE}")
+        self.assertEqual(run_changed(NO_SSL, "balance", **self.box.env).exit, 0)
+
+
+class Deadline(SandboxTest):
+    """One deadline for everything, and no more than it takes."""
+
     def test_the_deadline_is_shared_by_all_tries_of_a_read(self) -> None:
         for timeout, tries in (("1", 1), ("1.5", 2), ("3.5", 3)):
             self.script(BILLING, *[reply({}, 503, Retry_After="1")] * 3)
             result = call_on(JumpingClock(), "balance", "--timeout", timeout, **self.box.env)
             self.assertEqual((result.exit, len(self.box.requests)), (5, tries))
 
-    def test_before_the_connection_is_made_nothing_was_sent(self) -> None:
-        over = threading.Event()
-
-        def stay_silent(*_: object, **__: object) -> None:
-            over.wait(PATIENCE_S)
-
-        argv = ("keys", "--create", "--timeout", "1", "--json")
-        with listening(stay_silent) as url:
-            secure, began = url.replace("http:", "https:"), time.monotonic()
-            check_never_sent(self, call_on(ops.Clock(), *argv, **at(secure)))
-            with mock.patch.object(socket, "getaddrinfo", stay_silent):
-                check_never_sent(self, call_on(ops.Clock(), *argv, **at("https://slow.example")))
-            over.set()
-        self.assertLess(time.monotonic() - began, 2 * 1.9)
-
-    def test_a_read_before_a_write_takes_a_third_and_does_not_stop_it(self) -> None:
+    def test_a_read_before_a_write_does_not_stop_it(self) -> None:
         self.save_card()
-        for line, read, write in (
-            *(("topup", BILLING, TOPUP), ("keys --create", KEYS, CREATE)),
-            ("auto-topup --enable", BILLING, SET_RULE),
-        ):
-            self.script(read, Fault(end="hang"))
-            result = self.ops(*line.split(), "--timeout", "3")
-            self.assertEqual((result.exit, self.sent()), (0, [write]), result)
+        for line, read, write in READS_BEFORE_WRITES:
             for fault in (reply({}, 500), reply({}, 404), reply({}, 402), reply(b"<p>"), Fault()):
                 with self.subTest(line=line, fault=fault), self.until_a_write(read, fault):
                     result = self.ops(*line.split())
@@ -199,33 +262,10 @@ class Deadline(SandboxTest):
         with Sandbox(tls=server_context("good.pem")) as box, listening(serve) as url:
             proxy = Proxy(int(box.url.rsplit(":", 1)[1]))
             env = {"HTTPS_PROXY": url, "SSL_CERT_FILE": AUTHORITY}
-            result = run_at("https://service.test", "topup", "--timeout", "2", **env)
+            result = run_at("https://service.test", "topup", "--timeout", "1.2", **env)
             self.assertEqual((result.exit, box.calls()), (5, [BILLING]), result)
             given_up.set()
             self.assertEqual(sent.get(timeout=PATIENCE_S), b"")
-
-
-class Connections(SandboxTest):
-    @unittest.skipUnless(LINUX, "needs 127.0.0.2 and a queue of connections that drops")
-    def test_each_address_of_a_name_gets_its_turn(self) -> None:
-        port = int(self.box.url.rpartition(":")[2])
-        url = f"http://localhost:{port}"
-        good, silent = "127.0.0.1", "127.0.0.2"
-
-        def run(line: str, *hosts: str) -> Result:
-            change = TWO_ADDRESSES.replace("HOSTS", str(hosts))
-            argv = (*line.split(), "--timeout", "4", "--json")
-            return run_changed(change, *argv, **{**self.box.env, "CACHEFORGE_BASE_URL": url})
-
-        jobs = [
-            *(("balance", silent, good), ("balance", good, silent)),
-            *(("keys --create", silent, good), ("keys --create", silent, silent)),
-        ]
-        with black_hole(silent, port), ThreadPoolExecutor(len(jobs)) as pool:
-            *found, lost = pool.map(lambda job: run(*job), jobs)
-        for result in found:
-            self.assertEqual((result.exit, result.err), (0, ""), result)
-        check_never_sent(self, lost)
 
     def test_a_brace_in_a_string_does_not_delay_the_end(self) -> None:
         body = b'{"billing": {"creditBalanceMicrousd": 1}, "note": "a { in a string"}'
@@ -241,13 +281,6 @@ class Connections(SandboxTest):
             result = run_at(url, "balance", "--timeout", "20")
         self.assertEqual(result.exit, 0, result)
         self.assertLess(time.monotonic() - began, 10)
-
-    def test_without_a_thread_the_request_runs_all_the_same(self) -> None:
-        for line in ("balance", "keys --create"):
-            result = run_changed(NO_THREADS, *line.split(), **self.box.env)
-            self.assertEqual((result.exit, result.err), (0, ""), result)
-        self.box.add_faults(BILLING, reply({"error": "no"}, 404))
-        self.assertEqual(run_changed(NO_THREADS, "balance", **self.box.env).exit, 1)
 
 
 class Interim(SandboxTest):
@@ -316,16 +349,6 @@ class Tls(unittest.TestCase):
                 result = run_at(f"{'http' if tls else 'https'}://{place}", command)
                 self.assertEqual((result.exit, result.out, box.requests), (5, "", []), scheme)
                 self.assertIn("CACHEFORGE_BASE_URL", result.err)
-
-    def test_the_part_that_failed_is_named(self) -> None:
-        env = {"CACHEFORGE_API_KEY": DEFAULT_KEY, "CACHEFORGE_BASE_URL": "https://x.invalid"}
-        for change, said in ((NO_SSL, "(?i)ssl|tls"), (BAD_STORE, "(?i)certificate")):
-            result = run_changed(change, "keys", "--create", "--json", **env)
-            self.assertEqual(result.exit, 2, result)
-            self.assertRegex(result.error["message"], said)
-            self.assertNotRegex(result.err, f"SSL_CERT_FILE|{NOISE}")
-        with Sandbox() as box:
-            self.assertEqual(run_changed(NO_SSL, "balance", **box.env).exit, 0)
 
 
 class Proxies(unittest.TestCase):

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +32,7 @@ from support import (
     PROGRAM,
     SET_RULE,
     Fault,
+    OverlappingTest,
     QuickClock,
     Result,
     Sandbox,
@@ -41,6 +41,7 @@ from support import (
     billing,
     black_hole,
     call_on,
+    changed,
     connecting_to,
     end,
     fill,
@@ -48,8 +49,10 @@ from support import (
     next_words,
     on_terminal,
     ops,
+    outcome,
     reply,
     run,
+    run_changed,
     side_by_side,
 )
 
@@ -62,15 +65,9 @@ except ImportError:  # Windows
 DOUBT = "(?i)may have|uncertain|--revoke"
 
 
-@contextlib.contextmanager
-def small_files(limit: int) -> Iterator[None]:
-    """A limit on the size of files, as a disk that is nearly full."""
-    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+def small_files(limit: int) -> str:
+    """For `changed`: a limit on the size of files, as a disk that is nearly full."""
+    return f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
 
 
 def full_pipe(blocking: bool = True) -> tuple[int, int]:
@@ -85,7 +82,7 @@ def full_pipe(blocking: bool = True) -> tuple[int, int]:
 
 
 @unittest.skipUnless(POSIX, "POSIX descriptors")
-class Streams(SandboxTest):
+class Streams(OverlappingTest):
     def shell(self, script: str, shell: str = "sh") -> Result:
         """Run a shell script in which $OPS is the program."""
         command = shlex.join(PROGRAM)
@@ -97,10 +94,10 @@ class Streams(SandboxTest):
         self.assertEqual(self.shell("$OPS keys --create --json >&-").exit, 2)
         self.assertEqual(self.box.requests, [])
 
-    def run_into(self, stdout: Any, *argv: str, **env: str) -> Result:
-        """Run ops.py with this standard output, which it may fail to write."""
+    def run_into(self, stdout: Any, *command: str, **env: str) -> Result:
+        """Run a command with this standard output, which it may fail to write."""
         child = subprocess.run(
-            [*PROGRAM, *argv],
+            command,
             stdout=stdout,
             stderr=subprocess.PIPE,
             env=base_env(**self.box.env, **env),
@@ -119,8 +116,8 @@ class Streams(SandboxTest):
             *(("topup", 10, "1", 1), ("--version", 3, "1", 1)),
         ):
             with self.subTest(line, unbuffered=unbuffered), tempfile.TemporaryFile() as out:
-                with small_files(limit):
-                    result = self.run_into(out, *line.split(), PYTHONUNBUFFERED=unbuffered)
+                command = (*changed(small_files(limit)), *line.split())
+                result = self.run_into(out, *command, PYTHONUNBUFFERED=unbuffered)
                 self.assertEqual(result.exit, exit_code, result)
 
     def test_a_new_key_that_a_pipe_did_not_take_exits_6_and_is_named(self) -> None:
@@ -129,8 +126,8 @@ class Streams(SandboxTest):
         reader, full = full_pipe(blocking=False)
         for writer in (to_nobody, full):
             for unbuffered in ("", "1"):
-                argv = ("keys", "--create", "--json")
-                error = self.error_of(self.run_into(writer, *argv, PYTHONUNBUFFERED=unbuffered))
+                command = (*PROGRAM, "keys", "--create", "--json")
+                error = self.error_of(self.run_into(writer, *command, PYTHONUNBUFFERED=unbuffered))
                 self.assertEqual((error["exit"], next_words(error["next"])), (6, ["keys"]))
                 self.assertIn(self.box.account.keys[-1].id, error["message"])
             os.close(writer)
@@ -148,6 +145,20 @@ class Streams(SandboxTest):
         result = self.shell("set -o pipefail; $OPS keys | head -1", "bash")
         self.assertEqual((len(result.out.splitlines()), result.exit), (1, 1), result)
 
+    @unittest.skipUnless(resource, "needs a limit on the size of files")
+    def test_a_file_that_takes_no_more_exits_6_and_is_removed(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            argv = ("keys", "--create", "--json", "--save", str(Path(folder, "new.key")))
+            for limit, odd_id in ((0, None), (10, None), (0, "k; touch pwned #"), (0, "--pwned")):
+                if odd_id:
+                    self.script(CREATE, reply({"apiKey": "cf_new_0123456789abcdef", "id": odd_id}))
+                result = run_changed(small_files(limit), *argv, **self.box.env)
+                self.assertEqual((result.exit, result.out), (6, ""), result)
+                error = self.error_of(result)
+                self.assertEqual(next_words(error["next"]), ["keys"])
+                self.assertNotIn(self.box.account.keys[-1].secret, str(error))
+                self.assertEqual(os.listdir(folder), [])
+
 
 class Files(SandboxTest):
     """The file of `--save`, where a page cannot show it."""
@@ -158,17 +169,6 @@ class Files(SandboxTest):
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name, "new.key")
         self.argv = ("keys", "--create", "--save", str(self.path))
-
-    @unittest.skipUnless(resource, "needs a limit on the size of files")
-    def test_a_file_that_takes_no_more_exits_6_and_is_removed(self) -> None:
-        for limit, odd_id in ((0, None), (10, None), (0, "k; touch pwned #"), (0, "--pwned")):
-            if odd_id:
-                self.script(CREATE, reply({"apiKey": "cf_new_0123456789abcdef", "id": odd_id}))
-            with small_files(limit):
-                error = self.failure(6, *self.argv)
-            self.assertEqual(next_words(error["next"]), ["keys"])
-            self.assertNotIn(self.box.account.keys[-1].secret, str(error))
-            self.assertFalse(self.path.exists())
 
     def test_a_file_system_that_cannot_flush_to_disk_keeps_the_key(self) -> None:
         with mock.patch.object(os, "fsync", side_effect=OSError(errno.EINVAL, "no")):
@@ -190,7 +190,7 @@ class Files(SandboxTest):
 
 
 @unittest.skipUnless(POSIX, "POSIX signals")
-class Signals(SandboxTest):
+class Signals(OverlappingTest):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if POSIX else ()
 
     def setUp(self) -> None:
@@ -202,8 +202,7 @@ class Signals(SandboxTest):
         """Signal a process, twice; it has to end with 130 and know whether a key is in doubt."""
         child.send_signal(number)
         child.send_signal(number)
-        out, err = child.communicate(timeout=PATIENCE_S)
-        result = Result(child.returncode, out.encode(), err.encode())
+        result = outcome(child)
         self.assertEqual((result.exit, result.out), (130, ""), result)
         error = self.error_of(result)
         self.assertIs(error["retryable"], retryable, error)
@@ -329,9 +328,9 @@ class Signals(SandboxTest):
             self.assertTrue(box.wait_for(CREATE))
             child.send_signal(number)
             signalled.set()
-            out, err = child.communicate(timeout=PATIENCE_S)
-            self.assertEqual(child.returncode, 0, err)
-            self.assertEqual(out.splitlines()[0], box.account.keys[-1].secret)
+            result = outcome(child)
+            self.assertEqual(result.exit, 0, result)
+            self.assertEqual(result.out.splitlines()[0], box.account.keys[-1].secret)
 
         side_by_side(check, *zip(self.numbers))
 
@@ -407,7 +406,7 @@ class Signals(SandboxTest):
 
 
 @unittest.skipUnless(has_terminal(), "needs a pseudo terminal")
-class Terminal(SandboxTest):
+class Terminal(OverlappingTest):
     def test_no_text_at_the_hidden_prompt_exits_2_and_is_not_shown(self) -> None:
         command = (*PROGRAM, "upstream", "--set", "--api-key", "-")
         for typed in (b"\xff\xfe\n", b"sk-Sup3rS3cret \xff\n"):
@@ -426,14 +425,12 @@ class Terminal(SandboxTest):
     @unittest.skipUnless(hasattr(signal, "pthread_sigmask"), "POSIX signals")
     def test_a_signal_that_does_not_interrupt_the_question_is_noticed(self) -> None:
         """As one that comes just before Python blocks; here, because another thread receives it."""
-        script = (
-            "import runpy, signal, sys, threading, time\n"
+        elsewhere = (
+            "import signal, threading, time\n"
             "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
-            "sys.argv = sys.argv[1:]\n"
-            "runpy.run_path(sys.argv[0], run_name='__main__')"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"
         )
-        command = (PROGRAM[0], "-c", script, *PROGRAM[1:], "upstream", "--set", "--api-key", "-")
+        command = (*changed(elsewhere), "upstream", "--set", "--api-key", "-")
         result = on_terminal(*command, typed=b"\x03", env=self.box.env)
         self.assertEqual((result.exit, self.box.requests), (130, []), result)
         self.assertIn("nothing was changed", result.out)

@@ -13,12 +13,11 @@ from unittest import mock
 from support import (
     BILLING,
     NOISE,
-    PATIENCE_S,
     POSIX,
     TOPUP,
     Fault,
     JumpingClock,
-    QuickClock,
+    OverlappingTest,
     Request,
     Result,
     Sandbox,
@@ -26,7 +25,7 @@ from support import (
     billing,
     call_on,
     next_words,
-    ops,
+    outcome,
     reply,
     side_by_side,
 )
@@ -188,24 +187,6 @@ class FailingChecks(Clocked):
                 self.assertLess(self.clock.passed_s, 10)
                 self.assertEqual("payment_url" in result.out, command == "topup")
 
-    def test_one_check_takes_at_most_the_timeout(self) -> None:
-        self.script(BILLING, Fault(end="hang"), reply(billing(7)))
-        clock = QuickClock()
-        argv = ("balance", "--wait", "9", "--timeout", "1", "--json")
-        result = call_on(clock, *argv, **self.box.env)
-        self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
-        self.assertGreater(sum(clock.slept), 2)  # there was time left for a pause
-
-    def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
-        for line, exit_code in (("balance --wait 1", 5), ("topup --wait 1", 4)):
-            self.script(BILLING, self.zero(), *[Fault(end="hang")] * 9)
-            if exit_code == 5:
-                self.script(BILLING, *[Fault(end="hang")] * 9)
-            began = time.monotonic()
-            result = call_on(ops.Clock(), *line.split(), **self.box.env)
-            self.assertTrue(0.9 <= time.monotonic() - began < 1.9)
-            self.assertEqual((result.exit, "/pay/" in result.out), (exit_code, exit_code == 4))
-
 
 class TopupWait(Clocked):
     def links(self, result: Result) -> list[str]:
@@ -223,16 +204,41 @@ class TopupWait(Clocked):
             self.assertEqual(self.wait(*words[:2], "3", *words[2:]).exit, 4)
             self.assertEqual(self.wait(*words, events={5: self.pay}).exit, 0)
 
+
+class Processes(Clocked, OverlappingTest):
+    """Real processes, time and signals."""
+
+    def takes(self, least_s: float, most_s: float, box: Sandbox, *argv: str) -> Result:
+        """Run ops.py; it has to take so long, at most so long after its first request."""
+        began = time.monotonic()
+        child = self.start_ops(*argv, **box.env)
+        self.assertTrue(box.wait_for(BILLING))
+        asked = time.monotonic()
+        result = outcome(child)
+        self.assertGreaterEqual(time.monotonic() - began, least_s)
+        self.assertLess(time.monotonic() - asked, most_s)
+        return result
+
+    def test_one_check_takes_at_most_the_timeout(self) -> None:
+        self.script(BILLING, Fault(end="hang"), reply(billing(7)))
+        result = self.process("balance", "--wait", "6", "--timeout", "1", "--json")
+        # there was time left for a pause, and another check
+        self.assertEqual((result.exit, result.json["balance_usd"]), (0, "7.00"), result)
+
+    def test_a_service_that_hangs_does_not_make_it_longer(self) -> None:
+        hang = Fault(end="hang")
+
+        def check(box: Sandbox, line: str, exit_code: int, *before: Fault) -> None:
+            box.add_faults(BILLING, *before, *[hang] * 9)
+            result = self.takes(0.9, 1.9, box, *line.split())
+            self.assertEqual((result.exit, "/pay/" in result.out), (exit_code, exit_code == 4))
+
+        side_by_side(check, ("balance --wait 1", 5), ("topup --wait 1", 4, self.zero()))
+
     def test_its_seconds_count_from_the_start(self) -> None:
         self.delay(TOPUP, 1.2)
-        began = time.monotonic()
-        result = call_on(ops.Clock(), "topup", "--wait", "2", **self.box.env)
-        self.assertTrue(1.8 <= time.monotonic() - began < 3)
+        result = self.takes(1.8, 3, self.box, "topup", "--wait", "2")
         self.assertEqual(result.exit, 4, result)
-
-
-class Processes(Clocked):
-    """Real processes and signals."""
 
     @unittest.skipUnless(POSIX, "POSIX signals")
     def test_a_signal_leaves_the_link_and_names_the_command_that_goes_on(self) -> None:
@@ -243,13 +249,12 @@ class Processes(Clocked):
                 if "/pay/" in line:
                     break
             child.send_signal(number)
-            _, err = child.communicate(timeout=PATIENCE_S)
-            self.assertEqual(child.returncode, 130, err)
-            self.assertIn("balance --wait", err)
-            self.assertNotRegex(err, f"{NOISE}|may have been")
+            result = outcome(child)
+            self.assertEqual(result.exit, 130, result)
+            self.assertIn("balance --wait", result.err)
+            self.assertNotRegex(result.err, f"{NOISE}|may have been")
             if extra:
-                error = json.loads(err.splitlines()[-1])["error"]
-                self.assertEqual(error["code"], "interrupted")
+                self.assertEqual(result.error["code"], "interrupted")
 
         json_cases = ((signal.SIGTERM, "--json"), (signal.SIGHUP, "--json"))
         side_by_side(check, (signal.SIGINT,), *json_cases)
@@ -261,10 +266,10 @@ class Processes(Clocked):
         self.assertIsNone(child.poll())
         self.assertEqual(self.box.calls()[:2], [BILLING, TOPUP])
         self.box.account.pay(next(iter(self.box.account.links.values())))
-        out, _ = child.communicate(timeout=PATIENCE_S)
-        self.assertEqual(child.returncode, 0)
+        result = outcome(child)
+        self.assertEqual(result.exit, 0, result)
         self.assertTrue(link["payment_url"].startswith(self.box.url))
-        self.assertIs(json.loads(out)["credit_rose"], True)
+        self.assertIs(result.json["credit_rose"], True)
 
     @unittest.skipUnless(POSIX, "POSIX signals")
     def test_a_process_that_was_stopped_past_the_end_sees_the_payment(self) -> None:
@@ -274,6 +279,5 @@ class Processes(Clocked):
         self.pay()
         self.box.closing.wait(2.2)  # the end of the wait has to pass
         child.send_signal(signal.SIGCONT)
-        out, err = child.communicate(timeout=PATIENCE_S)
-        self.assertEqual(child.returncode, 0, err)
-        self.assertEqual(json.loads(out)["balance_usd"], "10.00")
+        result = outcome(child)
+        self.assertEqual((result.exit, result.json["balance_usd"]), (0, "10.00"), result)
