@@ -477,6 +477,11 @@ class SandboxTest(unittest.TestCase):
 
     balance_usd = "12.34"
 
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        """Run it; see that those which overlap have begun."""
+        OverlappingTest.begin_all()
+        return super().run(result)
+
     def setUp(self) -> None:
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
@@ -600,28 +605,26 @@ class SandboxTest(unittest.TestCase):
 class OverlappingTest(SandboxTest):
     """Tests that spend their time in processes and waits, and do not call ops.py in this process.
 
-    As soon as unittest comes to the first one, all that it has loaded begin, in threads, some at
-    a time; each is judged in its turn. So they overlap with each other, and with other tests.
+    All that are loaded begin with the first SandboxTest that runs, in two threads;
+    each is judged in its turn. So they overlap with each other, and with all other tests.
     """
 
     loaded: ClassVar[list[OverlappingTest]] = []
-    threads = ThreadPoolExecutor(4)
+    threads = ThreadPoolExecutor(2)
 
     def __init__(self, name: str = "runTest") -> None:
         super().__init__(name)
         self.name = name
         self.loaded.append(self)
 
-    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
-        """Wait for the end of the test; see that all have begun."""
-        while self.loaded:
-            self.loaded.pop(0).begin()
-        return super().run(result)
-
-    def begin(self) -> None:
-        """Run it in a thread, and let the test be to wait for how that ends."""
-        if not getattr(self, "__unittest_skip__", False):
-            setattr(self, self.name, self.threads.submit(copy.deepcopy(self).run_in_thread).result)
+    @classmethod
+    def begin_all(cls) -> None:
+        """Run each in a thread, and let the test itself be to wait for how that ends."""
+        while cls.loaded:
+            test = cls.loaded.pop(0)
+            if not getattr(test, "__unittest_skip__", False):
+                twin = copy.deepcopy(test)
+                setattr(test, test.name, cls.threads.submit(twin.run_in_thread).result)
 
     def run_in_thread(self) -> None:
         """Run it from the set-up to the clean-up. Raises what its failure or skip raises."""

@@ -28,11 +28,14 @@ from pathlib import Path
 
 from support import (
     KEPT,
+    PROGRAM,
     ROOT,
     TRANSCRIPTS,
     Command,
+    OverlappingTest,
     Result,
     Sandbox,
+    SandboxTest,
     call_ops,
     in_process,
     on_terminal,
@@ -42,6 +45,7 @@ from support import (
     shown_commands,
 )
 
+MARKS = ("console", "sh", "terminal")
 VARIES = (
     (rf"'?{re.escape(str(ROOT))}/([^\s']+)'?", r"\1"),
     (r"(?<=127\.0\.0\.1:)[0-9]{4,5}\b", "PORT"),
@@ -74,8 +78,7 @@ def opened(line: str, boxes: contextlib.ExitStack) -> str:
         opening = open_sandbox([shlex.split(word)[0] for word in raw])
         box, command = boxes.enter_context(opening)
         settings = [f"{name}={value}" for name, value in box.env.items()]
-        program = [shlex.quote(word) for word in command[:2]]
-        return " ".join([*settings, *program, *raw[len(raw) - len(command[2:]) :]])
+        return " ".join([*settings, shlex.join(PROGRAM), *raw[len(raw) - len(command[2:]) :]])
 
     return SANDBOXED.sub(start, line)
 
@@ -109,19 +112,20 @@ def as_lines(result: Result) -> Iterator[str]:
     yield f"exit {result.exit}"
 
 
-def retype(pages: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Each page with all its commands run again, those of the shell four at a time."""
+def retype(pages: Sequence[Path], *marks: str) -> Iterator[tuple[Path, str]]:
+    """Each page with its commands in such blocks run again, those of the shell two at a time."""
     with tempfile.TemporaryDirectory() as place:
         folders = {page.name: make_folder(Path(place, page.stem)) for page in pages}
         parts = {page: read_page(page) for page in pages}
         found = [part for page in pages for part in parts[page] if isinstance(part, Command)]
-        answers = {id(each): each.said for each in found if not each.can_run}
-        typed = [each for each in found if each.mark != "console" and id(each) not in answers]
-        with ThreadPoolExecutor(4) as pool:
+        chosen = [each for each in found if each.mark.split()[0] in marks and each.can_run]
+        answers = {id(each): each.said for each in found if each not in chosen}
+        typed = [each for each in chosen if each.mark != "console"]
+        with ThreadPoolExecutor(2) as pool:
             results = pool.map(lambda each: in_shell(each, folders[each.page]), typed)
             answers.update((id(each), list(as_lines(done))) for each, done in zip(typed, results))
         for page in pages:
-            with inside(folders[page.name]):
+            with inside(folders[page.name]) if "console" in marks else contextlib.nullcontext():
                 yield page, "\n".join(answer_all(parts[page], answers)) + "\n"
 
 
@@ -157,9 +161,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(home)
 
 
-def differences(pages: Sequence[Path], update: bool = False) -> Iterator[str]:
-    """What each page says differently now; nothing if nothing. Perhaps write it down."""
-    for page, now in retype(pages):
+def differences(pages: Sequence[Path], *marks: str, update: bool = False) -> Iterator[str]:
+    """What each page says differently in such blocks now; nothing if nothing. Perhaps write it
+    down."""
+    for page, now in retype(pages, *marks):
         old = page.read_text("utf-8")
         if update:
             page.write_text(now, "utf-8")
@@ -217,12 +222,19 @@ class Pages(unittest.TestCase):
                 self.assertNotEqual(call_ops(*shlex.split(line), **box.env).exit, 2)
 
 
-@unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX systems and shells")
-class Transcripts(unittest.TestCase):
-    def test_every_command_of_the_pages_answers_to_the_letter(self) -> None:
-        for told in differences(TRANSCRIPTS):
+@unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX systems")
+class Console(SandboxTest):
+    def test_every_command_answers_to_the_letter(self) -> None:
+        for told in differences(TRANSCRIPTS, "console"):
             with self.subTest(page=told.partition("\n")[0]):
                 self.assertFalse(told, told)
+
+
+@unittest.skipIf(os.name == "nt", "the pages are in the words of POSIX shells")
+class Shell(OverlappingTest):
+    def test_every_command_answers_to_the_letter(self) -> None:
+        told = list(differences(TRANSCRIPTS, "sh", "terminal"))
+        self.assertFalse(any(told), "\n".join(told))
 
 
 if __name__ == "__main__":
@@ -230,6 +242,6 @@ if __name__ == "__main__":
     chosen = [path for path in TRANSCRIPTS if not words or path.stem in words]
     if len(chosen) < len(words):
         sys.exit(f"The pages are {', '.join(path.stem for path in TRANSCRIPTS)}.")
-    told = list(differences(chosen, "--update" in sys.argv))
+    told = list(differences(chosen, *MARKS, update="--update" in sys.argv))
     print("\n".join(filter(None, told)) or "Nothing is said differently.")
     sys.exit(any(told) and "--update" not in sys.argv)
