@@ -321,7 +321,7 @@ class Tls(unittest.TestCase):
             *(("good.pem", False), ("self-signed.pem", True)),
             *(("expired.pem", True), ("wrong-host.pem", True)),
         ):
-            for argv in (("balance",), ("topup",), ("keys", "--create")):
+            for argv in (("balance",), ("keys", "--create")):
                 with self.subTest(name=name, argv=argv):
                     env = {"SSL_CERT_FILE": AUTHORITY} if trusted else {}
                     error = self.run_tls(name, *argv, **env).error

@@ -82,16 +82,16 @@ class BalanceWait(Clocked):
             self.assertLess(self.clock.passed_s, 30)  # it does not wait to its end
 
     def test_its_seconds_are_exact_and_the_default_is_100(self) -> None:
-        for seconds, argv in (
-            *((100, ()), (20, ("20",)), (1, ("1",)), (7.5, ("7.5",))),
-            (400, ("400", "--timeout", "5")),
+        for line, seconds in (
+            *(("balance --wait", 100), ("topup --wait", 100), ("topup --wait 20", 20)),
+            *(("balance --wait 1", 1), ("balance --wait 7.5", 7.5), ("topup --wait 7.5", 7.5)),
+            ("balance --wait 400 --timeout 5", 400),
         ):
-            for command in ("balance", "topup"):
-                result = self.wait(command, "--wait", *argv, "--json")
-                self.assertEqual(result.exit, 4)
-                self.assert_passed(seconds)
-                words = next_words(json.loads(result.out.splitlines()[-1])["next"])
-                self.assertEqual(words, ["balance", "--wait"])
+            result = self.wait(*line.split(), "--json")
+            self.assertEqual(result.exit, 4)
+            self.assert_passed(seconds)
+            words = next_words(json.loads(result.out.splitlines()[-1])["next"])
+            self.assertEqual(words, ["balance", "--wait"])
 
     def test_failed_checks_do_not_make_it_longer(self) -> None:
         self.box.add_faults(BILLING, self.zero(), *[Fault.reply(503, {})] * 99)
