@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-CPU_LIMIT_S = 240  # three times what the whole takes, because a busy machine counts more
+CPU_LIMIT_S = 200  # three times what the whole takes, because a busy machine counts more
 MUST_RUN = "test_properties.py"  # skipped without Hypothesis, which the modules are run with
 
 

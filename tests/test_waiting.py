@@ -230,14 +230,14 @@ class Processes(Clocked, OverlappingTest):
 
         def check(box: Sandbox, line: str, exit_code: int, *before: Fault) -> None:
             box.add_faults(BILLING, *before, *[hang] * 9)
-            result = self.takes(0.9, 1.9, box, *line.split())
+            result = self.takes(1.8, 3.8, box, *line.split())
             self.assertEqual((result.exit, "/pay/" in result.out), (exit_code, exit_code == 4))
 
-        side_by_side(check, ("balance --wait 1", 5), ("topup --wait 1", 4, self.zero()))
+        side_by_side(check, ("balance --wait 2", 5), ("topup --wait 2", 4, self.zero()))
 
     def test_its_seconds_count_from_the_start(self) -> None:
-        self.delay(TOPUP, 1.2)
-        result = self.takes(1.8, 3, self.box, "topup", "--wait", "2")
+        self.delay(TOPUP, 2.4)
+        result = self.takes(3.6, 6, self.box, "topup", "--wait", "4")
         self.assertEqual(result.exit, 4, result)
 
     @unittest.skipUnless(POSIX, "POSIX signals")
