@@ -91,8 +91,8 @@ CHANGES = (
     # Rule 1: a link or key that was received is handed over
     Change(
         "a link is taken from a refusal",
-        "        if exchange.is_ok:\n            is_refused = says_no",
-        "        if status:\n            is_refused = says_no",
+        "if exchange.is_ok and (is_usable or found.strip()):",
+        "if is_usable or found.strip():",
         NOT_TAKEN,
     ),
     Change(
@@ -108,21 +108,15 @@ CHANGES = (
         COMPLETE,
     ),
     Change(
-        "a brace in a string loses a key",
-        "            self.value = parse_json(bytes(self.body))\n\n    def begin",
-        "            pass\n\n    def begin",
-        COMPLETE,
-    ),
-    Change(
         "an object that is complete is waited on until the timeout",
-        "if self.value is not None or (is_full and not is_object):",
-        "if is_full and not is_object:",
+        "is not None:\n                break\n            if not block and",
+        "is not None:\n                pass\n            if not block and",
         DELIVERED + "test_what_follows_a_json_object_is_not_waited_for",
     ),
     Change(
         "a key beside an error is thrown away",
-        'says_no(value) and not (get(value, field, str) or "").strip()',
-        "says_no(value)",
+        "(is_usable or found.strip())",
+        "is_usable",
         WHATEVER_ELSE,
     ),
     Change(
@@ -141,13 +135,13 @@ CHANGES = (
     ),
     Change(
         "the reason of a response that cannot be used is dropped",
-        "            message += self._said(response)\n",
-        "",
+        'f"{problem} {self.http.last.summary()}"',
+        "problem",
         "test_delivery.Reasons.test_the_reason_of_a_response_without_the_field_is_shown",
     ),
     Change(
         "a link to plain http is handed to the payer",
-        'if url.scheme == "http" and not is_own_http:',
+        'if url.scheme == "http" and service != ("http", url.hostname):',
         "if False:",
         UNSAFE_LINKS,
     ),
@@ -166,14 +160,14 @@ CHANGES = (
     ),
     Change(
         "another value is stored, and it counts as done",
-        "    if not held:\n        hint",
-        "    if False:\n        hint",
+        'if not held and (held is False or "revoked" not in asked):',
+        "if False:",
         READ_AGAIN,
     ),
     Change(
         "a provider's key that was lost counts as set",
-        'if "apiKey" in write[2]:',
-        "if False:",
+        'if lost and (not held or "apiKey" in write[2]):',
+        "if lost and not held:",
         STORED + "test_a_provider_key_that_was_lost_is_not_proved_by_the_rest",
     ),
     # Rule 3: refused, or lost
@@ -203,14 +197,14 @@ CHANGES = (
     ),
     Change(
         "a write that never left is in doubt",
-        "self.sent = not self._lock.acquire(blocking=False)",
-        "self.sent = True",
+        "exchange.sent = not exchange.lock.acquire(blocking=False)",
+        "exchange.sent = True",
         LOST_KEYS + "test_a_write_that_never_left_is_not_in_doubt",
     ),
     # Rule 4: what was delivered, and what was not
     Change(
         "topup --wait shows no link",
-        "    console.deliver(link_report(cents, args.method, link, host, None))\n",
+        "    account.console.deliver(report)\n",
         "",
         "test_waiting.Processes.test_the_link_arrives_while_the_wait_goes_on",
     ),
@@ -222,43 +216,43 @@ CHANGES = (
     ),
     Change(
         "a result that nobody got exits 0",
-        '            raise Lost("failed", message) from None\n        self.if_stopped = None',
+        '            raise self.ended("failed", problem) from None\n        self.if_stopped = None',
         "            pass\n        self.if_stopped = None",
         HALF,
     ),
     Change(
         "a new key that nobody got exits 1",
-        "        if isinstance(error, Lost):\n",
-        "        if False:\n",
+        'Failure("uncertain", message, "Revoke it',
+        'Failure("failed", message, "Revoke it',
         NOT_TAKEN_BY_A_PIPE,
     ),
     Change(
         "a new key is created although stdout is closed",
-        "if sys.stdout is None or sys.stdout.closed:",
+        "if sys.stdout is None:",
         "if False:",
         STREAMS + "test_with_a_closed_stdout_nothing_is_sent",
     ),
     # Rule 5: times and signals
     Change(
         "--timeout is exceeded three times",
-        "while self._thread.is_alive() and self._clock.now() < end:",
-        "while self._thread.is_alive() and self._clock.now() < end + 2 * seconds:",
+        "while thread.is_alive() and clock.now() < end:",
+        "while thread.is_alive() and clock.now() < end + 2 * seconds:",
         NETWORK + "test_every_command_ends_in_time_whatever_is_slow",
     ),
     Change(
         "a write that was given up is sent later",
-        "if self._clock.stopped_at is not None or not self._lock.acquire(blocking=False):",
-        "self._lock.acquire(blocking=False)\n        if self._clock.stopped_at is not None:",
+        "if self.clock.stopped_at is not None or not self.lock.acquire(blocking=False):",
+        "self.lock.acquire(blocking=False)\n        if self.clock.stopped_at is not None:",
         DEADLINE + "test_a_write_that_was_given_up_is_not_sent_later",
     ),
     Change(
         "a write is sent after a signal",
-        "        self._clock.raise_if_stopped()\n        self._timeout_s"
+        "        clock.raise_if_stopped()\n        self.last"
         + GAP
-        + "is_sent_write = self._lock.locked() and not self.is_read"
+        + "is_sent_write = if_lost and exchange.lock.locked()"
         + GAP
-        + "if self._clock.stopped_at is not None or not",
-        "        self._timeout_s" + GAP + "is_sent_write = not self.is_read" + GAP + "if not",
+        + "if self.clock.stopped_at is not None or not",
+        "        self.last" + GAP + "is_sent_write = if_lost" + GAP + "if not",
         SIGNALS + "test_a_signal_before_the_first_response_stops_the_write",
     ),
     Change(
@@ -287,8 +281,8 @@ CHANGES = (
     ),
     Change(
         "a second signal does not end a program whose stdout is blocked",
-        "(not is_first and time.monotonic() > clock.stopped_at + 1)",
-        "False",
+        "clock.raise_if_stopped(0 if console.is_asking else 1)",
+        "clock.raise_if_stopped(0 if console.is_asking else 1000)",
         SIGNALS + "test_a_stdout_that_takes_nothing_does_not_hold_the_program_for_ever",
     ),
     Change(
@@ -318,14 +312,14 @@ CHANGES = (
     ),
     Change(
         "auto top-up knows no limit",
-        '        check_amount("--amount", args.amount, settings)\n        threshold',
-        "        threshold",
+        '        check_amount("--amount", args.amount, account.settings)\n        rule',
+        "        rule",
         REFUSED_HERE,
     ),
     Change(
         "another unit is suggested for a number that has one",
-        '"" if match[3] else bare_unit',
-        "bare_unit",
+        'unit if digits == text else ""',
+        "unit",
         "page auto-topup",
     ),
     Change(
@@ -339,32 +333,32 @@ CHANGES = (
         "auto top-up is set without a look at the account",
         "        with OptionalRead():\n"
         "            before = account.billing(args.timeout / 3)\n"
-        "        planned",
-        "        planned",
+        "        balance",
+        "        balance",
         SENT,
     ),
     Change(
         "a dry run does not say that no card is saved",
-        'if planned["card_saved"] is not False:',
-        "if True:",
+        '        if before["card_saved"] is False:',
+        "        if False:",
         "page auto-topup",
     ),
     Change(
         "a dry run does not say that the card is charged at once",
-        "    if charges_now(billing):\n",
-        "    if False:\n",
+        "        if charges_now:\n",
+        "        if False:\n",
         "page auto-topup",
     ),
     Change(
         "what was charged meanwhile is not said",
-        'return f"The balance rose by {rise}." if rise_microusd > 0 else ""',
+        'return f"The balance rose by ${exact_usd(new_microusd - old_microusd)}."',
         'return ""',
         "page auto-topup",
     ),
     Change(
         "--dry-run sends the write",
         "    if args.dry_run:\n"
-        "        return dry_run_report(write, settings, text)\n"
+        "        return dry_run_report(write, account.settings, text)\n"
         "    reads = (account.billing()",
         "    reads = (account.billing()",
         SENT,
@@ -372,8 +366,8 @@ CHANGES = (
     # Waiting
     Change(
         "a wait goes on when exactly the least balance is there",
-        'is_reached = billing["balance_microusd"] >= least_microusd',
-        'is_reached = billing["balance_microusd"] > least_microusd',
+        "balance_microusd >= least_microusd:",
+        "balance_microusd > least_microusd:",
         BALANCE_WAIT + "test_with_a_least_balance_it_waits_for_that",
     ),
     Change(
@@ -391,14 +385,14 @@ CHANGES = (
     ),
     Change(
         "why the last check failed is not told",
-        "last_error=failure and failure.message",
-        "last_error=None",
+        '"last_error": failure and failure.message}',
+        '"last_error": None}',
         FAILING + "test_the_last_error_is_told",
     ),
     Change(
         "what was paid while the computer slept is not seen",
-        "        clock.sleep(max(0.0, min(gap_s, last_check - clock.now())))\n",
-        "        clock.sleep(max(0.0, min(gap_s, last_check - clock.now())))\n"
+        "        clock.sleep(max(0.0, min(max(gap_s, asked_s), last_check - clock.now())))\n",
+        "        clock.sleep(max(0.0, min(max(gap_s, asked_s), last_check - clock.now())))\n"
         "        if clock.now() > end:\n            break\n",
         FAILING + "test_a_jump_past_the_end_is_followed_by_one_more_check",
     ),
@@ -410,8 +404,8 @@ CHANGES = (
     ),
     Change(
         "topup --wait takes the credit from before for the payment",
-        'least_microusd = before["balance_microusd"] + 1 if before else None',
-        "least_microusd = 1",
+        'before = billing if before["balance_microusd"] is None else before',
+        'before = {"balance_microusd": 0}',
         ONLY_THIS_PAYMENT,
     ),
     # The network
@@ -445,8 +439,8 @@ CHANGES = (
     ),
     Change(
         "403 with Retry-After is told as a refused key",
-        'if status == 429 or (status == 403 and exchange.header("Retry-After")):',
-        "if status == 429:",
+        'elif self.status == 403 and self._header("Retry-After"):',
+        "elif False:",
         RATE_LIMIT,
     ),
     Change(
@@ -463,8 +457,8 @@ CHANGES = (
     ),
     Change(
         "without a thread nothing works",
-        "                self._work()\n            while",
-        "                raise\n            while",
+        "                exchange.work()\n",
+        "                raise\n",
         NETWORK + "test_without_a_thread_the_request_runs_all_the_same",
     ),
     Change(
@@ -475,8 +469,8 @@ CHANGES = (
     ),
     Change(
         "a body is not called JSON",
-        '"Content-Type", "application/json")',
-        '"Content-Type", "text/plain")',
+        'headers["Content-Type"] = "application/json"',
+        'headers["Content-Type"] = "text/plain"',
         SENT,
     ),
     Change(
@@ -493,14 +487,14 @@ CHANGES = (
     ),
     Change(
         "a bad certificate is said to be worth another try",
-        'return "failed", f"the certificate of',
-        'return "unreachable", f"the certificate of',
+        '"failed", "the certificate of',
+        '"unreachable", "the certificate of',
         TLS + "test_a_certificate_that_is_not_accepted_is_no_network_error",
     ),
     Change(
         "SSL_CERT_FILE without certificates is not noticed",
-        "        if file:  # loaded",
-        "        if False:  # loaded",
+        'if settings.environ.get("SSL_CERT_FILE"):',
+        "if False:",
         TLS + "test_a_wrong_setting_exits_2_and_is_named",
     ),
     Change(
@@ -517,8 +511,8 @@ CHANGES = (
     ),
     Change(
         "for a proxy that is dead CACHEFORGE_BASE_URL is blamed",
-        'hint = f"Check {exchange.proxy_name}."',
-        "hint = URL_HINT",
+        "setting = setting if self.sent and self.status != 407 else self.proxy_name",
+        "pass",
         PROXIES + "test_a_proxy_that_fails_is_the_one_that_is_named",
     ),
     Change(
@@ -535,15 +529,15 @@ CHANGES = (
     ),
     Change(
         "white space of NO_PROXY counts",
-        "            os.environ[name] = value\n",
-        "            pass\n",
+        "os.environ.update(settings.environ.items() - os.environ.items())",
+        "pass",
         WHITE_SPACE,
     ),
     # Revoking
     Change(
         "--yes is not needed",
-        "account.console, args.yes or args.dry_run",
-        "account.console, True",
+        "if not args.yes and not (account",
+        "if False and not (account",
         REFUSED_HERE,
     ),
     Change(
@@ -554,14 +548,14 @@ CHANGES = (
     ),
     Change(
         "of ids that look alike, the key in use is not guarded",
-        'key["revoked"] is True, key["in_use"] is False))',
-        'key["revoked"] is True, key["in_use"] is not False))',
+        'key["revoked"] is True, key["in_use"] is False), default',
+        'key["revoked"] is True, key["in_use"] is not False), default',
         GUARDED + "test_ids_that_look_alike_do_not_get_round_the_guard",
     ),
     Change(
         "a masked prefix is not guarded",
-        "ends_there = not text[shared_chars : shared_chars + 1].isalnum() or text in own",
-        "ends_there = False",
+        "not text[shared_chars : shared_chars + 1].isalnum()",
+        "False",
         IN_USE,
     ),
     Change(
@@ -572,38 +566,38 @@ CHANGES = (
     ),
     Change(
         "an id that is not listed is revoked without --force",
-        'return key, "No listed key has this id: check it. It may be the key in use."',
-        'return key, ""',
+        'warning = "No listed key has this id: check it. It may be the key in use."',
+        'warning = ""',
         UNLISTED,
     ),
     Change(
         "that an unlisted key is revoked is confirmed by a list without it",
-        "account.times_to_read() if is_listed else ()",
+        'account.times_to_read() if "created_at" in key else ()',
         "account.times_to_read()",
         UNLISTED,
     ),
     Change(
         "a revoked key is revoked again",
-        'if key["revoked"] and not args.force and not args.dry_run:',
-        "if False:",
+        'if args.force or not key["revoked"]:',
+        "if True:",
         GUARDED + "test_a_key_is_revoked_only_if_that_is_said_plainly",
     ),
     Change(
         "a revocation that the list does not show is confirmed",
-        "return revoked_report(key, confirmed=bool(held))",
-        "return revoked_report(key, confirmed=True)",
+        'confirmed = stored.get("revoked") is True',
+        "confirmed = True",
         "page keys-revoke",
     ),
     Change(
         "that the key in use is refused does not confirm that it is revoked",
-        'if failure.code == "unauthorized" and key["in_use"] is not False:',
-        "if False:",
+        'if failure.code != "unauthorized" or key["in_use"] is False:',
+        "if True:",
         "page keys-revoke",
     ),
     Change(
         "that our key is refused confirms that another is revoked",
-        'if failure.code == "unauthorized" and key["in_use"] is not False:',
-        'if failure.code == "unauthorized":',
+        'if failure.code != "unauthorized" or key["in_use"] is False:',
+        'if failure.code != "unauthorized":',
         CONFIRMED + "test_what_cannot_be_read_back_exits_5",
     ),
     Change(
@@ -614,21 +608,15 @@ CHANGES = (
     ),
     Change(
         "a key with a zero time counts as revoked, and is not revoked",
-        'date.startswith("0001-")',
-        "False",
+        're.match("[1-9][0-9]{3}", str(date))',
+        're.match("[0-9]{4}", str(date))',
         GUARDED + "test_a_key_is_revoked_only_if_that_is_said_plainly",
     ),
     Change(
         "the id of a key that was created and lost is withheld",
-        "    if key is not None:\n        found",
-        "    if False:\n        found",
+        "the new key {name} was created",
+        "a new key was created",
         "page streams",
-    ),
-    Change(
-        "a signal while the disk is slow removes the file with the key",
-        "except KeyboardInterrupt:  # a second signal; but",
-        "except ZeroDivisionError:  # a second signal; but",
-        "test_streams.Files.test_a_signal_while_the_disk_is_slow_leaves_the_key_in_its_file",
     ),
     Change(
         "the account's key is shown in its own base URL",
@@ -637,15 +625,9 @@ CHANGES = (
         HIDDEN + "test_the_key_is_hidden_in_what_the_user_gave",
     ),
     Change(
-        "another path counts as the stored address",
-        '"^([^/]*//)?[^/]*"',
-        '"^.*"',
-        STORED + "test_an_address_has_no_case_before_its_path_and_no_final_slash",
-    ),
-    Change(
         "two dots are taken for the id of a key",
-        'text.isprintable() and text.strip(".")',
-        "text.isprintable() and text",
+        '"KEY_ID": (".*[^.].*"',
+        '"KEY_ID": (".+"',
         GUARDED + "test_the_id_of_a_key_is_one_segment_of_the_path",
     ),
     # Secrets
@@ -699,8 +681,8 @@ CHANGES = (
     ),
     Change(
         "the account's key goes to the provider",
-        'refused = {"cf_": "CacheForge", "cfk_": "CacheForge"}',
-        "refused = {}",
+        'refused = {"cf_": "CacheForge", "cfk_": "CacheForge", ',
+        "refused = {",
         FOREIGN,
     ),
     Change(
@@ -741,14 +723,15 @@ CHANGES = (
     ),
     Change(
         "half a key in the --save file counts as saved",
-        '{explain_io(error)})"\n            raise Lost("failed", message) from None\n\n    @static',
-        '{explain_io(error)})"\n\n    @static',
+        'could not be written to the file ({error.strerror}); "\n'
+        '            raise self.ended("failed", problem) from None',
+        'could not be written to the file ({error.strerror}); "',
         NO_ROOM,
     ),
     Change(
         "standard input is read past its first line",
-        'return sys.stdin.readline() if sys.stdin else ""',
-        'return sys.stdin.read() if sys.stdin else ""',
+        "else sys.stdin.readline()",
+        "else sys.stdin.read()",
         SENT,
     ),
     Change(
@@ -759,8 +742,8 @@ CHANGES = (
     ),
     Change(
         "a bug of ours quotes the text of its exception",
-        "(line {line}); {about.message}",
-        "(line {line}, {error}); {about.message}",
+        "(line {[0, *lines][-1]})",
+        "(line {[0, *lines][-1]}, {error})",
         "test_streams.OurOwnMistakes."
         "test_it_says_so_with_the_version_and_the_place_to_report_and_quotes_nothing",
     ),
@@ -779,15 +762,15 @@ CHANGES = (
     ),
     Change(
         "HTML is shown",
-        'return "" if is_html or text[:1] in ("<", "{", "[") else text',
-        "return text",
+        'elif "html" in kind.lower() or text[:1] in ("<", "{", "["):',
+        "elif False:",
         "test_delivery.Reasons.test_plain_text_is_a_reason_and_html_is_none",
     ),
     # The terminal, and the command line
     Change(
         "a note under --json is plain text",
-        'to_json({"note": line}) if self.as_json else line',
-        "line",
+        'self._write_error({"note": line}, f"{line}\\n")',
+        'sys.stderr.write(f"{line}\\n")',
         TERMINAL + "test_under_json_everything_on_the_terminal_is_json",
     ),
     Change(
@@ -804,20 +787,34 @@ CHANGES = (
     ),
     Change(
         "a signal just before a question is missed",
-        "self.wake_every(0.1)",
+        "self._wake_every(0.1)",
         "pass",
         TERMINAL + "test_a_signal_that_does_not_interrupt_the_question_is_noticed",
     ),
     Change(
+        "a response that breaks after a key loses the key",
+        "is not None:\n                break" + GAP + "        self.value = parse_json(",
+        "is not None:\n                pass"
+        + GAP
+        + "        self.value = None if self.error else parse_json(",
+        COMPLETE,
+    ),
+    Change(
+        "an open pipe without a key is waited on for ever",
+        "if self.clock.now() > self.ask_until:",
+        "if False:",
+        "test_streams.StandardInput.test_a_key_that_does_not_come_is_waited_for_until_the_timeout",
+    ),
+    Change(
         "a command is in no document",
         '    "info": ("show the tenant',
-        '    "pay": ("pay", ""),\n    "info": ("show the tenant',
+        '    "pay": ("pay", show_info),\n    "info": ("show the tenant',
         "test_docs.Agreement.test_every_command_is_on_every_page",
     ),
     Change(
         "an option is in no document",
-        '    ("", "--verbose", "", "",',
-        '    ("", "--quiet", "", "", "say less"),\n    ("", "--verbose", "", "",',
+        '    Option("", "--verbose",',
+        '    Option("", "--quiet", "say less"),\n    Option("", "--verbose",',
         "test_docs.Agreement.test_every_option_is_in_the_readme",
     ),
     Change(

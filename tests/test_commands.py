@@ -73,8 +73,8 @@ class Requests(FaultTest):
             *(("balance", [BILLING]), ("balance --min 5 --wait", [BILLING]), ("info", [INFO])),
             *(("auto-topup", [BILLING]), ("upstream", [UPSTREAM]), ("keys", [KEYS])),
             *(("keys --revoke key_9 --yes", [KEYS]), ("keys --revoke key_1 --yes", [KEYS])),
-            *(("keys --revoke key_2", []), ("keys --revoke key_2 --force --json", [])),
-            *(("topup --amount 501", []), ("upstream --set --kind custom", [])),
+            *(("keys --revoke key_2", [KEYS]), ("keys --revoke key_2 --force --json", [KEYS])),
+            *(("topup --amount 501", []), ("upstream --set", [])),
             *((f"auto-topup --enable --amount {cents}", []) for cents in ("50001", "99", "0")),
             *((f"auto-topup --enable --threshold {cents}", []) for cents in ("50001", "99")),
         ):
@@ -156,7 +156,7 @@ class Pasting(SandboxTest):
     def test_on_windows_it_starts_python_and_quotes_for_its_shells(self) -> None:
         # no Windows here: only its name, so that one in-process run takes that road
         for path, words in (
-            (r"C:\skills\ops.py", r"python C:\skills\ops.py topup"),
+            (r"C:\skills\ops.py", r'python "C:\skills\ops.py" topup'),
             (r"C:\my skills\ops.py", r'python "C:\my skills\ops.py" topup'),
         ):
             with mock.patch.object(os, "name", "nt"):

@@ -288,13 +288,10 @@ class StoredSettings(SandboxTest):
         self.assertRegex(self.error_of(result)["words"], r"\$45\b")
         self.assertLessEqual(self.clock.passed_s, 1)
 
-    def test_an_address_has_no_case_before_its_path_and_no_final_slash(self) -> None:
-        for kind, base_url, code in (
-            ("Custom", "https://X.example/api/", 0),
-            ("custom", "https://x.example/API", 1),
-        ):
-            stored = {"configured": True, "upstream": {"kind": kind, "baseUrl": base_url}}
-            self.assertEqual(self.change(self.CASES[2], False, *[stored] * 9).exit, code)
+    def test_an_address_is_compared_without_case_and_without_a_final_slash(self) -> None:
+        upstream = {"kind": "Custom", "baseUrl": "https://X.example/API/"}
+        stored = {"configured": True, "upstream": upstream}
+        self.assertEqual(self.change(self.CASES[2], False, stored).exit, 0)
 
     def test_a_provider_key_that_was_lost_is_not_proved_by_the_rest(self) -> None:
         for fault in (Fault(after=True), Fault(end="reset", after=True)):

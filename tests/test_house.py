@@ -17,6 +17,11 @@ PLAN += ["main"]
 
 
 class House(unittest.TestCase):
+    def test_the_visible_top_level_is_four_things(self) -> None:
+        top = {path.split("/")[0] for path in git("ls-files").splitlines()}
+        visible = {name for name in top if not name.startswith(".")}
+        self.assertEqual(visible, {"skills", "tests", "LICENSE", "README.md"})
+
     def test_no_text_names_a_place_on_somebodys_machine(self) -> None:
         pattern = re.compile(r"/(?:home|Users|root|work)/[a-z]")
         for path in git("ls-files").splitlines():

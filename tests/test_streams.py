@@ -176,19 +176,6 @@ class Files(SandboxTest):
             self.ok(*self.argv)
         self.assertEqual(self.path.read_text("utf-8"), self.box.account.keys[-1].secret + "\n")
 
-    def test_a_signal_while_the_disk_is_slow_leaves_the_key_in_its_file(self) -> None:
-        with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt):
-            self.ok(*self.argv)
-        self.assertEqual(self.path.read_text("utf-8"), self.box.account.keys[-1].secret + "\n")
-
-    def test_a_device_is_no_file_for_a_key(self) -> None:
-        reader, writer = os.pipe()  # as NUL on Windows: it opens as if it were new
-        self.addCleanup(os.close, reader)
-        with mock.patch.object(os, "open", return_value=writer):
-            self.fails(2, "keys", "--create", "--save", "NUL")
-        self.assertEqual(self.box.writes, [])
-        self.assertRaises(OSError, os.fstat, writer)
-
 
 @unittest.skipUnless(POSIX, "POSIX signals")
 class Signals(OverlappingTest):
@@ -429,6 +416,26 @@ class Terminal(OverlappingTest):
         result = on_terminal(*command, typed=b"\x03", env=self.box.env)
         self.assertEqual((result.exit, self.box.requests), (130, []), result)
         self.assertIn("nothing was changed", result.out)
+
+
+class StandardInput(SandboxTest):
+    @unittest.skipUnless(POSIX, "on Windows nothing interrupts the read")
+    def test_a_key_that_does_not_come_is_waited_for_until_the_timeout(self) -> None:
+        reader, writer = os.pipe()  # which stays open, as that of an agent's shell may
+        argv = ("upstream", "--set", "--kind", "openrouter", "--api-key", "-", "--timeout", "1")
+        began = time.monotonic()
+        with open(reader, "rb") as pipe, open(writer, "wb"):
+            done = subprocess.run(
+                (*PROGRAM, *argv),
+                stdin=pipe,
+                capture_output=True,
+                env=base_env(**self.box.env),
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        self.assertEqual((done.returncode, self.box.requests), (2, []), done)
+        self.assertIn(b"standard input is missing or empty", done.stderr)
+        self.assertLess(time.monotonic() - began, 5)
 
 
 class OurOwnMistakes(SandboxTest):
