@@ -49,7 +49,7 @@ REVOKE = "POST /v1/account/keys/key_2/revoke"
 LINK = "https://pay.example.com/c/cs_1"
 NEW_KEY = "cf_new_0123456789abcdef"
 # ops.py as a module that is the main one: Python keeps its byte code, so that a process starts in
-# half the time. As a script it is started by test_docs, test_platforms, and sandbox.py
+# half the time. As a script it is started by test_docs and test_house, and by sandbox.py
 START = f"""import runpy, sys
 sys.path[0] = {str(SKILL)!r}
 runpy.run_module("ops", run_name="__main__", alter_sys=True)"""
