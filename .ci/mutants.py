@@ -103,8 +103,8 @@ CHANGES = (
     ),
     Change(
         "a Content-Length that is too small loses a key",
-        "length, response.length = response.length, None",
-        "length = response.length",
+        "        response.length = None  # or",
+        "        # or",
         COMPLETE,
     ),
     Change(
@@ -154,8 +154,8 @@ CHANGES = (
     # Rule 2: a setting is judged by what is stored
     Change(
         "a setting is read back once only",
-        "for count in (2, 3):",
-        "for count in ():",
+        "        for _ in range(2):\n            if self.http",
+        "        for _ in ():\n            if self.http",
         READ_AGAIN,
     ),
     Change(
@@ -318,7 +318,7 @@ CHANGES = (
     ),
     Change(
         "another unit is suggested for a number that has one",
-        'unit if digits == text else ""',
+        '"" if suffix else unit',
         "unit",
         "page auto-topup",
     ),
@@ -529,7 +529,7 @@ CHANGES = (
     ),
     Change(
         "white space of NO_PROXY counts",
-        "os.environ.update(settings.environ.items() - os.environ.items())",
+        "os.environ.update(settings.environ)",
         "pass",
         WHITE_SPACE,
     ),
@@ -554,7 +554,7 @@ CHANGES = (
     ),
     Change(
         "a masked prefix is not guarded",
-        "not text[shared_chars : shared_chars + 1].isalnum()",
+        "not rest[0].isalnum()",
         "False",
         IN_USE,
     ),
@@ -572,8 +572,8 @@ CHANGES = (
     ),
     Change(
         "that an unlisted key is revoked is confirmed by a list without it",
-        'account.times_to_read() if "created_at" in key else ()',
-        "account.times_to_read()",
+        '    if "created_at" not in key:\n',
+        "    if False:\n",
         UNLISTED,
     ),
     Change(
@@ -722,6 +722,12 @@ CHANGES = (
         "page keys-create",
     ),
     Change(
+        "a signal while the disk is slow removes the file with the key",
+        "except KeyboardInterrupt:  # a second signal, but",
+        "except ZeroDivisionError:  # a second signal, but",
+        "test_streams.Files.test_a_signal_while_the_disk_is_slow_leaves_the_key_in_its_file",
+    ),
+    Change(
         "half a key in the --save file counts as saved",
         'could not be written to the file ({error.strerror}); "\n'
         '            raise self.ended("failed", problem) from None',
@@ -742,8 +748,8 @@ CHANGES = (
     ),
     Change(
         "a bug of ours quotes the text of its exception",
-        "(line {[0, *lines][-1]})",
-        "(line {[0, *lines][-1]}, {error})",
+        "(line {lines[-1] if lines else 0})",
+        "(line {lines[-1] if lines else 0}, {error})",
         "test_streams.OurOwnMistakes."
         "test_it_says_so_with_the_version_and_the_place_to_report_and_quotes_nothing",
     ),

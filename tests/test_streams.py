@@ -176,6 +176,11 @@ class Files(SandboxTest):
             self.ok(*self.argv)
         self.assertEqual(self.path.read_text("utf-8"), self.box.account.keys[-1].secret + "\n")
 
+    def test_a_signal_while_the_disk_is_slow_leaves_the_key_in_its_file(self) -> None:
+        with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt):
+            self.ok(*self.argv)
+        self.assertEqual(self.path.read_text("utf-8"), self.box.account.keys[-1].secret + "\n")
+
 
 @unittest.skipUnless(POSIX, "POSIX signals")
 class Signals(OverlappingTest):

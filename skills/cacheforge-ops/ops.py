@@ -6,7 +6,7 @@
 """Manage a CacheForge account: balance, top-ups, auto top-up, provider, API keys.
 
 One file, standard library only. Read it from top to bottom: a section uses only the sections
-above it, except for the Console of the last section, which is passed in.
+above it. The one exception is the Console: the last section defines it, and passes it in.
 
     argv -> arguments -> read, write, read back -> a record -> a report -> text or JSON -> stdout
 
@@ -19,17 +19,17 @@ above it, except for the Console of the last section, which is passed in.
     Reports    what a command prints, as text or JSON
     Commands   one function for each thing that the command line can ask for
     Parser     the command line
-    main       the only section that prints, reads the environment, or exits
+    main       the process: standard streams, files, signals, the environment, the exit code
 
-A record is a plain dict with our own field names; most reports print it as it is. The key is sent
-to the configured service only, and a write is sent once.
+A record is a plain dict with our own field names; most reports print it as it is. The API key is
+sent only to the configured service. A write is never sent twice.
 """
 
 from __future__ import annotations
 
 import gc
 
-gc.set_threshold(200_000)  # garbage collection during the imports costs 2 ms of each start
+gc.set_threshold(200_000)  # a collection during the imports would cost 2 ms of each start
 
 import errno
 import os
@@ -61,7 +61,7 @@ if sys.version_info < (3, 9):  # noqa: UP036
 
 EXIT_CODES = {  # name: exit code, and its meaning as `--help` prints it
     "ok": (0, "done"),
-    "failed": (1, "refused, unusable response, or stored differently: do not repeat"),
+    "failed": (1, "the service refused, sent something unusable, or stored something else"),
     "usage": (2, "wrong command line or setting, or not confirmed: nothing was changed"),
     "unauthorized": (3, "the service refused the API key"),
     "payment_required": (4, "no credit, less than --min, or still unpaid after --wait"),
@@ -85,7 +85,7 @@ class Failure(Exception):
 
 
 class Lost(Failure):
-    """A write was sent, but its response, or the key in it, was lost on the way."""
+    """A write was sent, but no usable response came back: its outcome is unknown."""
 
 
 # ── Money: amounts in and out, whole numbers with the unit in the name
@@ -118,11 +118,11 @@ class Amount:
 
     def __init__(self, text: str, unit: str) -> None:
         """`unit` (usd or c) is the unit of a bare number. The parser has checked the text."""
-        digits = text.rstrip("usdc")
-        number, _, decimals = digits.partition(".")
-        self.number, self.bare_unit = int(number), unit if digits == text else ""
+        number, decimals, suffix = re.findall(r"^([0-9]+)\.?([0-9]*)(usd|c|)$", text)[0]
+        self.number = int(number)
+        self.bare_unit = "" if suffix else unit
         self.cents = self.number
-        if (self.bare_unit or text[len(digits) :]) == "usd":
+        if (suffix or unit) == "usd":
             self.cents = self.number * CENTS_PER_USD + int(decimals.ljust(2, "0"))
 
 
@@ -133,7 +133,7 @@ DEFAULT_MAX_TOPUP_USD = "500"
 SMALLEST_TOPUP_CENTS = 1000  # the service's usual minimum
 HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 LOOPBACK = r"localhost|::1|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
-KEY_MISTAKES = (  # what is set by mistake in place of a key
+KEY_MISTAKES = (  # what is set by mistake in place of a key: its pattern, and what is wrong
     ("", "is missing or empty"),
     ("['\"`].*|.*['\"`]", "begins or ends with a quote"),
     (r"[A-Za-z_]\w*=[^=].*", "has NAME= in front of the key"),
@@ -153,14 +153,14 @@ def split_url(text: str) -> SplitResult:
         is_host = bool(re.fullmatch(HOST, url.netloc, re.IGNORECASE)) and url.port != 0
     except ValueError:
         raise ValueError("its host or port is not valid") from None
-    for is_met, problem in (
-        (re.fullmatch("[!-~]+", text), "it has a space or a non-ASCII character"),
-        (url.scheme in ("http", "https"), "it does not begin with https://"),
-        ("@" not in url.netloc, "it has a user name"),
-        (is_host, "its host is not valid"),
-    ):
-        if not is_met:
-            raise ValueError(problem)
+    if not re.fullmatch("[!-~]+", text):
+        raise ValueError("it has a space or a non-ASCII character")
+    if url.scheme not in ("http", "https"):
+        raise ValueError("it does not begin with https://")
+    if "@" in url.netloc:
+        raise ValueError("it has a user name")
+    if not is_host:
+        raise ValueError("its host is not valid")
     return url
 
 
@@ -195,6 +195,7 @@ class Settings:
         read = self.environ.get
         self.allow_http = read("CACHEFORGE_ALLOW_INSECURE_HTTP") == "1"
         base_url = read("CACHEFORGE_BASE_URL") or DEFAULT_BASE_URL
+        # twice, because only the host that was read tells whether it is this machine
         url = check_url(base_url, "CACHEFORGE_BASE_URL", allow_http=True)
         self.is_loopback = bool(re.fullmatch(LOOPBACK, url.hostname or ""))
         check_url(base_url, "CACHEFORGE_BASE_URL", self.allow_http or self.is_loopback)
@@ -215,12 +216,13 @@ class Settings:
 
     def mask_key(self) -> str:
         """The account's key, masked: enough to tell two keys apart."""
-        head = next(filter(self.api_key.startswith, ("cf_", "cfk_")), "")
-        return f"{head}...{self.api_key[-4:] if len(self.api_key) >= 16 else ''}"
+        prefix = next((head for head in ("cf_", "cfk_") if self.api_key.startswith(head)), "")
+        last_four = self.api_key[-4:] if len(self.api_key) >= 16 else ""
+        return f"{prefix}...{last_four}"
 
     def topup_command(self, short_microusd: int = 0) -> str | None:
         """The top-up that covers this, at least the usual minimum; None if it is over the limit."""
-        short_usd = -(-short_microusd // MICROUSD_PER_USD)
+        short_usd = -(-short_microusd // MICROUSD_PER_USD)  # rounded up
         amount_usd = max(SMALLEST_TOPUP_CENTS // CENTS_PER_USD, short_usd)
         is_allowed = amount_usd * CENTS_PER_USD <= self.max_topup_cents
         return f"topup --amount {amount_usd}" if is_allowed else None
@@ -257,7 +259,7 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 def printable(text: str, secrets: Sequence[str]) -> str:
     """Untrusted text, safe to print: one short line, no control characters, no secrets."""
-    text = text[: 10 * MAX_TEXT_CHARS]
+    text = text[: 10 * MAX_TEXT_CHARS]  # limits the work; much of it may be escapes
     if not (text.isascii() and text.isprintable()):
         text = re.sub(r"\s+", " ", re.sub(f"{ESCAPES}|{INVISIBLE}", "", text))
         text = "".join(filter(str.isprintable, text))
@@ -301,7 +303,8 @@ def reason(value: object, depth: int = 0) -> str:
         return next(filter(None, (reason(value.get(name), depth + 1) for name in names)), "")
     if isinstance(value, list) and depth < 5:
         return "; ".join(filter(None, (reason(item, depth + 1) for item in value[:3])))
-    return value if isinstance(value, str) and not value.lstrip().startswith("<") else ""  # HTML
+    is_html = isinstance(value, str) and value.lstrip().startswith("<")
+    return value if isinstance(value, str) and not is_html else ""
 
 
 def says_no(value: object) -> bool:
@@ -329,7 +332,9 @@ TRUST_HINT = (
     " Python from python.org on macOS, run Install Certificates.command first."
 )
 RETRIED = r"sent .*|unsent .*|429|50[234]"
-MEANINGS = (  # the outcome of an exchange, and the code, message and hint of the failure
+# The pattern of an outcome (see Exchange.conclude), and the code, message and hint of the failure.
+# The first row that matches applies.
+MEANINGS = (
     (".* SSLCert.*", "failed", "the certificate of {host} is not accepted: {said}", TRUST_HINT),
     (".* SSL.*", "unreachable", "the TLS connection to {where} failed", URL_HINT),
     (".* [Tt]imeout.*", "unreachable", "no complete response from {where} in time", SETTING_HINT),
@@ -344,7 +349,7 @@ MEANINGS = (  # the outcome of an exchange, and the code, message and hint of th
     ("403", "unauthorized", "the service does not allow this with the API key {key}", KEY_HINT),
     ("429", "unreachable", "the service is limiting the rate of requests", ""),
     ("3..", "failed", "the service sent a redirect, which is not followed", URL_HINT),
-    ("408|[^4]..", "unreachable", "the service failed", ""),
+    ("408|[15-9]..", "unreachable", "the service failed", ""),
     ("...", "failed", "the service refused the request", ""),
 )
 
@@ -352,7 +357,7 @@ MEANINGS = (  # the outcome of an exchange, and the code, message and hint of th
 class Clock:
     """The time, and whether a signal has come."""
 
-    # all that the signal handler sets: if it raised, it could interrupt the printing of a new key
+    # All that a first signal sets: an exception could interrupt the printing of a new key.
     stopped_at: float | None = None
 
     def now(self) -> float:
@@ -378,7 +383,8 @@ def jitter(low: float, high: float) -> float:
 
 
 def retry_delay_s(attempt: int, asked_s: int | None) -> float:
-    """Seconds before the next attempt: 0.5 to 1, then 1 to 2, but at least Retry-After."""
+    """Seconds before the next attempt: 0.5 to 1 after the first, 1 to 2 after the second, but never
+    less than Retry-After."""
     return max(jitter(0.5, 1.0) * attempt, asked_s or 0)
 
 
@@ -387,7 +393,7 @@ def find_proxy(settings: Settings) -> tuple[str, str]:
     from urllib.request import getproxies, proxy_bypass
 
     proxy = getproxies().get(settings.scheme, "").strip()
-    # never for this machine, which a proxy cannot reach; and it would see a key sent by http
+    # No proxy for this machine: it could not reach it, and with http it would also see the key.
     if not proxy or settings.is_loopback or proxy_bypass(settings.host):
         return "", ""
     names = (f"{settings.scheme}_proxy", f"{settings.scheme}_proxy".upper())
@@ -403,13 +409,15 @@ def find_proxy(settings: Settings) -> tuple[str, str]:
 
 def load_certificates(settings: Settings) -> Any:
     """What https connections are verified with. Raises Failure (usage)."""
-    problem = "Python cannot load ssl or the system's certificates, or not write to SSLKEYLOGFILE"
+    problem = (
+        "Python cannot load ssl or the system's certificates, or cannot write to SSLKEYLOGFILE"
+    )
     try:
         import ssl
 
         context = ssl.create_default_context()
         problem = "SSL_CERT_FILE does not name a readable file with certificates"
-        if settings.environ.get("SSL_CERT_FILE"):  # read already, but without an error
+        if settings.environ.get("SSL_CERT_FILE"):  # which is used already, but without an error
             context.load_verify_locations(settings.environ["SSL_CERT_FILE"])
         return context
     except (ImportError, OSError):
@@ -429,11 +437,11 @@ def make_opener(exchange: Exchange) -> OpenerDirector:
         def begin(self) -> None:
             super().begin()
             while 102 <= self.status < 200:  # an interim response; http.client skips only 100
-                self.headers = None  # type: ignore[assignment]  # or begin() does nothing
+                self.headers = None  # type: ignore[assignment]  # or begin() returns at once
                 super().begin()
 
     def connect_tcp(address: Any, timeout: float, source: Any) -> socket.socket:
-        # each address of the host has this timeout, so that a silent one leaves time for the next
+        # This timeout is for each address of the host: a silent one leaves time for the next.
         sock = socket.create_connection(address, min(CONNECT_TIMEOUT_S, timeout / 4), source)
         sock.settimeout(timeout)
         return sock
@@ -465,7 +473,7 @@ class Exchange:
     """One request and its response."""
 
     status: int | None = None
-    error: Exception | None = TimeoutError()  # unless `work` sets another, or none
+    error: Exception | None = TimeoutError()  # unless `work` ends in time
     sent = False  # whether at least a part of the request was sent
 
     def __init__(self, call: Call, settings: Settings, clock: Clock, seconds: float) -> None:
@@ -475,7 +483,9 @@ class Exchange:
         self.method, path, fields = call
         self.settings, self.clock, self.lock = settings, clock, Lock()
         self.headers: Any = {}  # of the response
-        self.body, data, self._timeout_s = bytearray(), None, max(0.001, seconds)
+        self.body = bytearray()
+        self._timeout_s = max(0.001, seconds)  # a socket refuses 0 or less
+        data = None
         headers = {
             "Authorization": f"Bearer {settings.api_key}",
             "Accept": "application/json",
@@ -490,7 +500,10 @@ class Exchange:
         self._opener = make_opener(self)
 
     def begin_to_send(self) -> None:
-        """Called once the connection is made. Raises OSError if it is too late to send."""
+        """Called once the connection is made. Raises OSError if it is too late to send.
+
+        The lock is never released: who takes it first decides whether the request is sent.
+        """
         if self.clock.stopped_at is not None or not self.lock.acquire(blocking=False):
             raise OSError
 
@@ -507,7 +520,8 @@ class Exchange:
 
     def _read(self, response: HTTPResponse) -> None:
         """Read the body. A JSON object that parses is complete, whatever Content-Length says."""
-        length, response.length = response.length, None  # or http.client stops there
+        length = response.length
+        response.length = None  # or http.client cuts an object that is longer than it says
         while len(self.body) <= MAX_BODY_BYTES and (length is None or len(self.body) < length):
             block = response.read1(65536)
             self.body += block
@@ -519,8 +533,10 @@ class Exchange:
                 break
 
     def conclude(self) -> None:
-        """Set `outcome` to what came: a status, or `sent` or `unsent` and the name of an error."""
-        self.value = parse_json(bytes(self.body))  # complete, perhaps, in spite of an error
+        """Read what came, once, because an abandoned thread may go on. Set `outcome` for MEANINGS:
+        a status, or `sent` or `unsent` and the name of an exception. A 403 with Retry-After counts
+        as 429; a 403 without JSON, and a 2xx that says no, count as 400."""
+        self.value = parse_json(bytes(self.body))  # it may be complete in spite of an error
         self.is_ok = 200 <= (self.status or 0) < 300
         secrets, new_key = self.settings.secrets, get(self.value, "apiKey", str)
         if new_key:  # a secret from now on, which the request id could repeat
@@ -598,7 +614,7 @@ class Http:
 
     def read(self, path: str, limit_s: float = NO_LIMIT_S, attempts: int = READ_ATTEMPTS) -> Json:
         """The JSON object that a GET returns, tried again if that can help. Raises Failure."""
-        kept_s = max(0.0, self.left_s - limit_s)  # for what comes after this read
+        kept_s = max(0.0, self.left_s - limit_s)  # for the requests after this one
         for attempt in range(1, attempts + 1):
             exchange = self._exchange(("GET", path, {}), self.left_s - kept_s)
             if exchange.is_ok and isinstance(exchange.value, dict):
@@ -681,7 +697,7 @@ BILLING = "/v1/account/billing"
 UPSTREAM = "/v1/account/upstream"
 KEYS = "/v1/account/keys"
 POSSIBLE_MATCH_CHARS = 4  # a prefix that shares fewer with our key says nothing
-CERTAIN_MATCH_CHARS = 8
+CERTAIN_MATCH_CHARS = 8  # a single match of so many is our key
 LINK_LOST = "a payment link may have been created, but it was not shown; repeating is safe"
 KEY_LOST = "a key may have been created, but its secret was lost"
 
@@ -706,7 +722,7 @@ class Account:
         secrets, texts = self.settings.secrets, {}
         for name, wire_name in names.items():
             text = get(fields, wire_name, str)
-            texts[name] = printable(text, secrets) or None if text else None
+            texts[name] = printable(text or "", secrets) or None
         return texts
 
     def billing(self, limit_s: float = NO_LIMIT_S, attempts: int = READ_ATTEMPTS) -> Json:
@@ -743,9 +759,12 @@ class Account:
         """All API keys in the service's order, without items that have neither id nor prefix."""
         items = self._need(self.http.read(KEYS, limit_s), "keys", list)
         items = [item for item in items if get(item, "id", str) or get(item, "prefix", str)]
-        names = {"id": "id", "prefix": "prefix", "label": "label"}
-        names.update(created_at="createdAt", last_used_at="lastUsedAt", revoked_at="revokedAt")
-        keys = [{**self._texts(item, **names), "revoked": is_revoked(item)} for item in items]
+        times = {"created_at": "createdAt", "last_used_at": "lastUsedAt", "revoked_at": "revokedAt"}
+        keys = []
+        for item in items:
+            key = self._texts(item, id="id", prefix="prefix", label="label", **times)
+            keys.append({**key, "revoked": is_revoked(item)})
+        # with the prefixes as they came, because those of the records may be shortened or hidden
         mark_key_in_use(keys, [get(item, "prefix", str) or "" for item in items], self.settings)
         return keys
 
@@ -765,13 +784,14 @@ class Account:
         record["upstream_configured"] = get(tenant, "upstreamConfigured", bool)
         return {**record, "active_keys": get(tenant, "activeKeys", int)}
 
-    def times_to_read(self) -> Iterator[int]:
-        """Up to three reads, a second apart, because a replica may return the old value first."""
-        yield 1
-        for count in (2, 3):
+    def read_attempts(self) -> Iterator[None]:
+        """Yields up to three times, a second apart, as far as there is time: a replica may return
+        the old value first."""
+        yield
+        for _ in range(2):
             if self.http.left_s > 1:
                 self.http.sleep(1)
-                yield count
+                yield
 
 
 def billing_record(billing: Json) -> Json:
@@ -796,7 +816,9 @@ def is_revoked(item: Json) -> bool | None:
     is_dated = bool(re.match("[1-9][0-9]{3}", str(date)))  # 0001-01-01 means no date
     if flag is not None:
         return None if is_dated and not flag else flag
-    return False if date is None else is_dated or None
+    if date is None:
+        return False
+    return True if is_dated else None
 
 
 def mark_key_in_use(keys: list[Json], prefixes: list[str], settings: Settings) -> None:
@@ -812,7 +834,9 @@ def mark_key_in_use(keys: list[Json], prefixes: list[str], settings: Settings) -
         if not key["revoked"]:
             text = prefix.strip().casefold()
             shared_chars = len(os.path.commonprefix([text, own]))  # noqa: RUF071
-            live.append((key, shared_chars, not text[shared_chars : shared_chars + 1].isalnum()))
+            rest = text[shared_chars:]
+            ends_there = not rest or not rest[0].isalnum()  # then a mask such as * begins
+            live.append((key, shared_chars, ends_there))
     most = max([POSSIBLE_MATCH_CHARS, *(chars for _, chars, _ in live)])
     found = [(key, chars) for key, chars, ends_there in live if chars == most or ends_there]
     found = found or [(key, chars) for key, chars, _ in live]
@@ -830,7 +854,9 @@ def revoke_write(key_id: str) -> Call:
 
 def all_true(facts: Sequence[bool | None]) -> bool | None:
     """Whether all facts are true; None if that depends on an unknown one, which is None."""
-    return False if False in facts else None if None in facts else True
+    if False in facts:
+        return False
+    return None if None in facts else True
 
 
 def holds(asked: Any, stored: Any) -> bool | None:
@@ -908,7 +934,8 @@ def auto_topup_report(billing: Json, before: Json | None = None) -> Report:
         if charges_now:
             message += f" The balance is already below {threshold}:"
             message += f" expect a charge of {amount} at once."
-    message = f"{message} {rise_text(before or billing, billing)}".strip()
+    if before:
+        message = f"{message} {rise_text(before, billing)}".strip()
     data = {**billing, "charges_now": charges_now, "message": message or None}
     del data["funded"]
     return Report(data, *billing_rows(billing), message)
@@ -969,7 +996,8 @@ LAST_CHECK_S = 0.8
 
 
 class OptionalRead:
-    """A `with` block in which a read may fail: any failure except a refused key is ignored."""
+    """A `with` block in which a read may fail. Only a refused key is reported at once, because a
+    write would be refused, too."""
 
     def __enter__(self) -> None: ...
 
@@ -979,8 +1007,10 @@ class OptionalRead:
 
 def show_balance(account: Account, args: Namespace) -> Report:
     """`balance`, perhaps with `--min` or `--wait`."""
-    least_microusd = args.min.cents * MICROUSD_PER_CENT if args.min else 1  # any credit
-    records = [account.billing()] if args.wait is None else checks(account, args)
+    least_microusd = 1  # any credit
+    if args.min:
+        least_microusd = args.min.cents * MICROUSD_PER_CENT
+    records = [account.billing()] if args.wait is None else poll_balance(account, args)
     for billing in records:
         balance_microusd = billing["balance_microusd"]
         if balance_microusd is not None and balance_microusd >= least_microusd:
@@ -1004,9 +1034,10 @@ def poll_gap_s(waited_s: float) -> float:
     return (5 if waited_s < 60 else 10) * jitter(0.8, 1.2)
 
 
-def checks(account: Account, args: Namespace) -> Iterator[Json]:
-    """The billing record after each check of a wait, until the time is up, with the `last_error`.
-    Raises Failure if the key is refused, and at the end if no check succeeded."""
+def poll_balance(account: Account, args: Namespace) -> Iterator[Json]:
+    """Check the balance until the time of a wait is up. Yields the billing record after each check,
+    also after a failed one, with its `last_error`. Raises Failure if the key is refused, and at the
+    end if no check succeeded."""
     console, clock = account.console, account.console.clock
     end = console.began + args.wait
     last_check = end - min(LAST_CHECK_S, args.wait / 10)  # early enough for its response
@@ -1025,7 +1056,7 @@ def checks(account: Account, args: Namespace) -> Iterator[Json]:
             asked_s = (error.response and error.response.retry_after_s) or 0
         yield {**billing, "last_error": failure and failure.message}
         left_s = max(0.0, end - clock.now())
-        is_last = last_check - now < 0.001  # a sleep may end a little early
+        is_last = last_check - now < 0.001  # not 0: a sleep may end a little early
         if is_last or asked_s > left_s:
             break
         if not is_told:
@@ -1090,7 +1121,7 @@ def wait_for_payment(account: Account, args: Namespace, before: Json, next_step:
     printed = "the payment link was printed; repeating creates another"
     account.console.if_stopped = Failure("failed", printed, next=next_step)
     with OptionalRead():
-        for billing in checks(account, args):
+        for billing in poll_balance(account, args):
             before = billing if before["balance_microusd"] is None else before
             if rise_text(before, billing):
                 break
@@ -1119,7 +1150,8 @@ def check_amount(flag: str, amount: Amount, settings: Settings) -> None:
 
 def set_auto_topup(account: Account, args: Namespace) -> Report:
     """`auto-topup --enable` or `--disable`."""
-    before, text = billing_record({}), "The service stops charging the saved card."
+    before = billing_record({})
+    text = "The service stops charging the saved card."
     rule, body = {"enabled": args.enable}, {"enabled": args.enable}
     if args.enable:
         check_amount("--threshold", args.threshold, account.settings)
@@ -1136,14 +1168,16 @@ def set_auto_topup(account: Account, args: Namespace) -> Report:
     write = ("PATCH", f"{BILLING}/auto-topup", body)
     if args.dry_run:
         return dry_run_report(write, account.settings, text)
-    reads = (account.billing() for _ in account.times_to_read())
-    return auto_topup_report(change(account, write, {"auto_topup": rule}, reads), before)
+    reads = (account.billing() for _ in account.read_attempts())
+    return auto_topup_report(change_and_verify(account, write, {"auto_topup": rule}, reads), before)
 
 
-def change(account: Account, write: Call, asked: Json, reads: Iterable[Json]) -> Json:
-    """Send a change, read until what is stored is what was asked for, and return it. Raises
-    Failure if it differs, or if that is unknown; but a list of keys need not tell it."""
-    stored, lost, accepted = {}, None, "the service did not refuse the change, but"
+def change_and_verify(account: Account, write: Call, asked: Json, reads: Iterable[Json]) -> Json:
+    """Send a change, read what is stored until it is what was asked for, and return it. Raises
+    Failure if it differs, or if the service does not say, except whether a key is revoked."""
+    stored: Json = {}
+    lost: Lost | None = None
+    start = "the service did not refuse the change, but"
     try:
         if_lost = Failure("unreachable", "the change may have been stored; repeating is safe")
         account.http.write(write, if_lost)
@@ -1154,7 +1188,8 @@ def change(account: Account, write: Call, asked: Json, reads: Iterable[Json]) ->
             if holds(asked, stored) is not False:
                 break
     except Failure as failure:
-        message = f"{accepted} reading it back failed: {failure.message}; repeating is safe"
+        # whatever the reason is: storing the same again is safe
+        message = f"{start} reading it back failed: {failure.message}; repeating is safe"
         unread = Failure("unreachable", message, failure.hint, response=failure.response)
         raise lost or unread from None
     held = holds(asked, stored)
@@ -1163,7 +1198,7 @@ def change(account: Account, write: Call, asked: Json, reads: Iterable[Json]) ->
     if not held and (held is False or "revoked" not in asked):
         code = "unreachable" if held is None else "failed"
         hint = "It may need a moment: look again in a minute before you repeat the change."
-        raise Failure(code, f"{accepted} {stored_text(stored)}", hint)
+        raise Failure(code, f"{start} {stored_text(stored)}", hint)
     return stored
 
 
@@ -1184,9 +1219,11 @@ def set_upstream(account: Account, args: Namespace) -> Report:
         return dry_run_report(write, account.settings, text)
     fields = {"configured": True, "kind": kind, "base_url": base_url}
     asked = {name: value for name, value in fields.items() if value is not None}
-    reads = (account.upstream() for _ in account.times_to_read())
+    reads = (account.upstream() for _ in account.read_attempts())
     unseen = "" if key is None else ", except the key, which the service never returns"
-    return upstream_report(change(account, write, asked, reads), f"Saved and verified{unseen}.")
+    return upstream_report(
+        change_and_verify(account, write, asked, reads), f"Saved and verified{unseen}."
+    )
 
 
 def read_provider_key(account: Account, args: Namespace) -> str | None:
@@ -1231,7 +1268,9 @@ def create_key(account: Account, args: Namespace) -> Report:
     except BaseException as error:
         if file is not None:
             console.discard(file)
-        raise lost_key(account, before, error) if isinstance(error, Lost) else error from None
+        if isinstance(error, Lost):
+            raise lost_key(account, before, error) from None
+        raise
     console.if_stopped = Failure("failed", "the new key is saved in the file")
     path = printable(args.save, account.settings.secrets)
     return Report({**key, "saved_to": path}, f"The new key {name} is saved to {path}")
@@ -1259,7 +1298,7 @@ def find_key(account: Account, args: Namespace) -> tuple[Json, str]:
         raise Failure("usage", message, next="keys")
     found = [key for key in account.keys(args.timeout / 3) if key["id"] == key_id]
     unlisted = {"id": key_id, "prefix": None, "label": None, "revoked": None, "in_use": None}
-    # ids may look the same when printed: then take the one that may be in use
+    # Two ids may look the same when printed: then take the one that may be in use (False is first)
     key = min(
         found, key=lambda key: (key["revoked"] is True, key["in_use"] is False), default=unlisted
     )
@@ -1287,10 +1326,13 @@ def revoke_key(account: Account, args: Namespace) -> Report:
         if not args.yes and not (account.console.has_person() and account.console.ask(question)):
             message = "not confirmed (--yes confirms it if nobody can be asked)"
             raise Failure("usage", f"{message}; nothing was revoked")
-        stored = change(account, write, {"revoked": True}, key_states(account, key))
+        stored = change_and_verify(account, write, {"revoked": True}, key_states(account, key))
         confirmed = stored.get("revoked") is True
     if not confirmed:
-        words = f"The service accepted it, but the list of keys does not confirm it: {name}"
+        words = (
+            f"The service accepted the request, but the list of keys does not confirm that {name}"
+        )
+        words += " is revoked"
     revoked = {name: key[name] for name in ("id", "prefix", "label")}
     data = {"revoked": revoked, "already": bool(key["revoked"]), "confirmed": confirmed}
     return Report(data, words)
@@ -1298,8 +1340,9 @@ def revoke_key(account: Account, args: Namespace) -> Report:
 
 def key_states(account: Account, key: Json) -> Iterator[Json]:
     """How the key is listed after it was revoked; one that is gone counts as revoked."""
-    # the list cannot confirm that an unlisted key is revoked
-    for _ in account.times_to_read() if "created_at" in key else ():
+    if "created_at" not in key:
+        return  # `find_key` made this record: the key was never listed, so the list proves nothing
+    for _ in account.read_attempts():
         try:
             listed = account.keys()
         except Failure as failure:
@@ -1383,7 +1426,7 @@ OPTIONS = (
     Option("keys", "--create", "create a key, which is shown once", create_key),
     Option("keys --create", "--save FILE", "write the key to a new private file, do not show it"),
     Option("keys", "--revoke KEY_ID", "revoke a key for good", revoke_key),
-    Option("keys --revoke", "--yes", "do not ask"),
+    Option("keys --revoke", "--yes", "revoke it without asking"),
     Option("keys --revoke", "--force", "revoke it even if it is, or may be, the key in use"),
     Option("keys --create or --revoke", "--dry-run", DRY_RUN),
     Option("", "--help", "show this help and exit"),
@@ -1446,7 +1489,7 @@ class Parser(ArgumentParser):
 
     def declare(self, option: Option) -> None:
         """Declare an option. Its value is read later, by `read_value`."""
-        # a default would undo what stood before the command
+        # with a default, the parser of the command would undo an option before the command
         options: Json = {"help": option.help, "default": SUPPRESS, "action": "store_true"}
         if option.kind:
             options.update(action="store", metavar=option.kind.strip("[]"))
@@ -1573,7 +1616,7 @@ class Console:
     is_asking = False  # then the first signal interrupts at once
     ask_until = NO_LIMIT_S  # the time on the clock
     secrets: Sequence[str] = ()
-    if_stopped: Failure | None = None  # what to report if the command ends before its delivery
+    if_stopped: Failure | None = None  # what to report if the result is not delivered
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.as_json = "--json" in argv  # before parsing, whose errors are JSON, too
@@ -1596,7 +1639,8 @@ class Console:
 
     def ended(self, code: str, problem: str = "") -> Failure:
         """The failure of a command that ended before its result was printed or saved."""
-        about = self.if_stopped or Failure("unreachable", "nothing was changed; repeating is safe")
+        safe = "; repeating is safe" if code == "interrupted" else ""
+        about = self.if_stopped or Failure("unreachable", f"nothing was changed{safe}")
         if code == "failed" and about.code == "uncertain":
             code = "uncertain"
         failure = Failure(code, problem + about.message, about.hint, about.next)
@@ -1699,6 +1743,8 @@ class Console:
                 file.flush()
                 try:
                     os.fsync(file.fileno())
+                except KeyboardInterrupt:  # a second signal, but the key is in the file
+                    pass
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # on some file systems
                         raise
@@ -1734,8 +1780,7 @@ def run(argv: Sequence[str], console: Console) -> Report:
     if isinstance(args, Report):
         return args
     settings = Settings(os.environ)
-    # without white space, for urllib and OpenSSL
-    os.environ.update(settings.environ.items() - os.environ.items())
+    os.environ.update(settings.environ)  # without white space: urllib and OpenSSL read it, too
     console.verbose, console.secrets = args.verbose, settings.secrets
     report: Report = args.run(Account(Http(settings, console, args.timeout)), args)
     return report
@@ -1757,7 +1802,7 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
 
         # only the line is reported: the text of the error could quote a secret
         lines = [at.lineno for at in extract_tb(error.__traceback__) if at.filename == __file__]
-        bug = f"this is a bug in cacheforge-ops {__version__} (line {[0, *lines][-1]})"
+        bug = f"this is a bug in cacheforge-ops {__version__} (line {lines[-1] if lines else 0})"
         failure = console.ended("failed", f"{bug}: please report it at {DEFAULT_BASE_URL}; ")
     console.fail(failure)
     return failure.exit
@@ -1777,7 +1822,7 @@ def start() -> NoReturn:
 
     def stop(number: int, frame: object) -> None:
         clock.stopped_at = clock.stopped_at or clock.now()
-        # a second signal interrupts what blocks, such as standard output; two at once are one
+        # A second one raises, because standard output may block; two within a second are one.
         clock.raise_if_stopped(0 if console.is_asking else 1)
 
     if sys.platform != "win32":
