@@ -109,8 +109,8 @@ CHANGES = (
     ),
     Change(
         "an object that is complete is waited on until the timeout",
-        "is not None:\n                break\n            if not block and",
-        "is not None:\n                pass\n            if not block and",
+        "if not block or (is_end and parse_json(bytes(self.body)) is not None):",
+        "if not block:",
         DELIVERED + "test_what_follows_a_json_object_is_not_waited_for",
     ),
     Change(
@@ -608,8 +608,8 @@ CHANGES = (
     ),
     Change(
         "a key with a zero time counts as revoked, and is not revoked",
-        're.match("[1-9][0-9]{3}", str(date))',
-        're.match("[0-9]{4}", str(date))',
+        're.match("[1-9]", str(date))',
+        're.match("[0-9]", str(date))',
         GUARDED + "test_a_key_is_revoked_only_if_that_is_said_plainly",
     ),
     Change(
@@ -798,11 +798,17 @@ CHANGES = (
         TERMINAL + "test_a_signal_that_does_not_interrupt_the_question_is_noticed",
     ),
     Change(
+        "a list that comes row by row is parsed after each row",
+        "is_end = open_braces == 0 and",
+        "is_end =",
+        DELIVERED + "test_a_list_that_comes_row_by_row_costs_little_more",
+    ),
+    Change(
         "a response that breaks after a key loses the key",
-        "is not None:\n                break" + GAP + "        self.value = parse_json(",
-        "is not None:\n                pass"
+        "if not block or (is_end and parse_json(bytes(self.body)) is not None):"
         + GAP
-        + "        self.value = None if self.error else parse_json(",
+        + "        self.value = parse_json(",
+        "if not block:" + GAP + "        self.value = None if self.error else parse_json(",
         COMPLETE,
     ),
     Change(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
+import unittest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,8 @@ from support import (
     LINK,
     LINUX,
     NEW_KEY,
+    POSIX,
+    PROGRAM,
     SET_RULE,
     SET_THEIRS,
     SET_UPSTREAM,
@@ -30,6 +34,7 @@ from support import (
     http,
     next_words,
     reply,
+    run,
 )
 
 TOPUP_BODY, KEY_BODY = {"paymentUrl": LINK}, {"apiKey": NEW_KEY, "id": "key_7"}
@@ -91,6 +96,23 @@ class Delivered(SandboxTest):
             began = time.monotonic()
             self.assertIn(value, self.ok(*line.split(), "--timeout", "30").out)
             self.assertLess(time.monotonic() - began, 10)
+
+    @unittest.skipUnless(POSIX, "Windows does not count the CPU time of a child")
+    def test_a_list_that_comes_row_by_row_costs_little_more(self) -> None:
+        count = (
+            "import os, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)"
+        )
+        counter = (sys.executable, "-c", f"{count}; print(os.times().children_user)")
+        rows = [json.dumps({"id": f"k{n}", "prefix": f"cf_{n:08}"}).encode() for n in range(3000)]
+        parts = [b'{"keys": [{}', *(b"," + row for row in rows), b"]}"]
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (*parts, b""))
+        chunked = http(OK + "Transfer-Encoding: chunked\n\n", chunks)
+        cpu_s = []
+        for response in (reply(b"".join(parts)), chunked):
+            self.script(KEYS, response)
+            result = run(*counter, *PROGRAM, "keys", **self.box.env)
+            cpu_s.append(float(result.out))
+        self.assertLess(cpu_s[1], 3 * cpu_s[0] + 0.1)
 
     def test_whatever_else_is_odd_in_a_2xx_object(self) -> None:
         for line, call, body, value in WANTED:

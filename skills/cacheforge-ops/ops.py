@@ -522,15 +522,16 @@ class Exchange:
         """Read the body. A JSON object that parses is complete, whatever Content-Length says."""
         length = response.length
         response.length = None  # or http.client cuts an object that is longer than it says
+        open_braces = 0  # parsing after each block would take too long for a list that comes by row
         while len(self.body) <= MAX_BODY_BYTES and (length is None or len(self.body) < length):
             block = response.read1(65536)
             self.body += block
-            if block.rstrip().endswith(b"}") and parse_json(bytes(self.body)) is not None:
+            open_braces += block.count(b"{") - block.count(b"}")
+            is_end = open_braces == 0 and block.rstrip().endswith(b"}")
+            if not block or (is_end and parse_json(bytes(self.body)) is not None):
                 break
-            if not block and length:
-                raise ConnectionError
-            if not block:
-                break
+        if len(self.body) < min(length or 0, MAX_BODY_BYTES):
+            raise ConnectionError
 
     def conclude(self) -> None:
         """Read what came, once, because an abandoned thread may go on. Set `outcome` for MEANINGS:
@@ -813,7 +814,7 @@ def billing_record(billing: Json) -> Json:
 def is_revoked(item: Json) -> bool | None:
     """Whether a listed key is marked as revoked; None if the service does not say it plainly."""
     flag, date = get(item, "revoked", bool), item.get("revokedAt", "")
-    is_dated = bool(re.match("[1-9][0-9]{3}", str(date)))  # 0001-01-01 means no date
+    is_dated = bool(re.match("[1-9]", str(date)))  # 0 and 0001-01-01 mean no date
     if flag is not None:
         return None if is_dated and not flag else flag
     if date is None:
