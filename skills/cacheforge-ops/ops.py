@@ -243,7 +243,7 @@ INVISIBLE = (  # characters without a shape that str.isprintable() accepts
 def shares_block(text: str, secret: str) -> bool:
     """Whether the text has the secret, or 16 consecutive characters of it."""
     size = min(len(secret), SECRET_BLOCK_CHARS)
-    if size < MIN_SECRET_CHARS:
+    if size < MIN_SECRET_CHARS or size > len(text):
         return False
     return any(text[at : at + size] in secret for at in range(len(text) - size + 1))
 
@@ -723,7 +723,7 @@ class Account:
         secrets, texts = self.settings.secrets, {}
         for name, wire_name in names.items():
             text = get(fields, wire_name, str)
-            texts[name] = printable(text or "", secrets) or None
+            texts[name] = (text and printable(text, secrets)) or None
         return texts
 
     def billing(self, limit_s: float = NO_LIMIT_S, attempts: int = READ_ATTEMPTS) -> Json:
