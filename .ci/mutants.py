@@ -109,8 +109,8 @@ CHANGES = (
     ),
     Change(
         "an object that is complete is waited on until the timeout",
-        "if not block or (is_end and parse_json(bytes(self.body)) is not None):",
-        "if not block:",
+        "if is_object and (is_full or open_braces == 0) and self._parse() is not None:",
+        "if False:",
         DELIVERED + "test_what_follows_a_json_object_is_not_waited_for",
     ),
     Change(
@@ -529,8 +529,8 @@ CHANGES = (
     ),
     Change(
         "white space of NO_PROXY counts",
-        "os.environ.update(settings.environ)",
-        "pass",
+        "            os.environ[name] = value\n",
+        "            pass\n",
         WHITE_SPACE,
     ),
     # Revoking
@@ -798,17 +798,47 @@ CHANGES = (
         TERMINAL + "test_a_signal_that_does_not_interrupt_the_question_is_noticed",
     ),
     Change(
+        "bytes after the body lose a key",
+        "return parse_json(bytes(self.body[: self._length])) if value is None else value",
+        "return value",
+        COMPLETE,
+    ),
+    Change(
+        "another path counts as the stored address",
+        '"^([^/]*//)?[^/]*"',
+        '"^.*"',
+        STORED + "test_an_address_has_no_case_before_its_path_and_no_final_slash",
+    ),
+    Change(
+        "a read that fails hides what another one showed",
+        "        if not stored:  # 5",
+        "        if True:  # 5",
+        STORED + "test_a_read_that_fails_does_not_hide_what_was_read_before",
+    ),
+    Change(
+        "of two keys that look alike a new one is not noticed",
+        "new = list(found_names - Counter(map(key_name, before)))",
+        "new = [name for name in found_names if name not in map(key_name, before)]",
+        NAMED,
+    ),
+    Change(
+        "a proxy without http:// may have no final slash",
+        'return proxy.rstrip("/"), source',
+        "return proxy, source",
+        "test_network.Proxies.test_https_goes_through_a_tunnel_and_the_proxy_sees_no_key",
+    ),
+    Change(
         "a list that comes row by row is parsed after each row",
-        "is_end = open_braces == 0 and",
-        "is_end =",
+        "(is_full or open_braces == 0) and",
+        "bool(self.body) and",
         DELIVERED + "test_a_list_that_comes_row_by_row_costs_little_more",
     ),
     Change(
         "a response that breaks after a key loses the key",
-        "if not block or (is_end and parse_json(bytes(self.body)) is not None):"
+        "if is_object and (is_full or open_braces == 0) and self._parse() is not None:"
         + GAP
-        + "        self.value = parse_json(",
-        "if not block:" + GAP + "        self.value = None if self.error else parse_json(",
+        + "        self.value = self._parse()",
+        "if False:" + GAP + "        self.value = None if self.error else self._parse()",
         COMPLETE,
     ),
     Change(

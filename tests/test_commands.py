@@ -119,7 +119,7 @@ class AutoTopup(SandboxTest):
             *((1, {}, True), (5, {}, False), (1, {"defaultPaymentMethodSet": False}, False)),
             *((1, {"autoTopupEnabled": False}, False), (1, {"autoTopupEnabled": None}, None)),
             *((1, {"autoTopupThresholdCents": None}, None),),
-            *((5, {"defaultPaymentMethodSet": None}, False),),
+            *((5, {"defaultPaymentMethodSet": None}, None),),
             *((1, {"defaultPaymentMethodSet": None}, None),),
         ):
             with self.subTest(balance_usd=balance_usd, changed=changed):
@@ -129,6 +129,12 @@ class AutoTopup(SandboxTest):
                 found = self.ok("auto-topup", "--json").json
                 self.assertIs(found["charges_now"], charges)
                 self.assertEqual("at once" in (found["message"] or ""), charges is True)
+
+
+class Help(SandboxTest):
+    def test_help_is_a_command_and_common_options_may_stand_before_it(self) -> None:
+        for argv in (("help", "topup"), ("--json", "help", "topup"), ("help", "topup", "--json")):
+            self.assertEqual(self.ok(*argv).out, self.ok("topup", "--help").out)
 
 
 class Verbose(SandboxTest):

@@ -54,6 +54,12 @@ def broken(body: bytes) -> dict[str, Fault]:
         "length_one_too_few": http(OK + f"Content-Length: {len(body) - 1}\n\n", body),
         "length_one_too_many": http(OK + f"Content-Length: {len(body) + 1}\n\n", body),
         "length_of_100_terabytes": http(OK + "Content-Length: 100000000000000\n\n", body),
+        "length_too_few_in_drips": Fault(
+            http(OK + "Content-Length: 9\n\n", body).raw, drip_s=0.001
+        ),
+        "bytes_after_it": http(
+            OK + f"Content-Length: {len(body)}\n\n", body + b"HTTP/1.1 408 \r\n"
+        ),
         "length_of_words": http(OK + "Content-Length: some\n\n", body),
         "length_below_zero": http(OK + "Content-Length: -5\n\n", body),
         "no_length": http("HTTP/1.0 200\n\n", body),
@@ -310,10 +316,25 @@ class StoredSettings(SandboxTest):
         self.assertRegex(self.error_of(result)["words"], r"\$45\b")
         self.assertLessEqual(self.clock.passed_s, 1)
 
-    def test_an_address_is_compared_without_case_and_without_a_final_slash(self) -> None:
-        upstream = {"kind": "Custom", "baseUrl": "https://X.example/API/"}
-        stored = {"configured": True, "upstream": upstream}
-        self.assertEqual(self.change(self.CASES[2], False, stored).exit, 0)
+    def test_an_address_has_no_case_before_its_path_and_no_final_slash(self) -> None:
+        for kind, base_url, code in (
+            ("Custom", "https://X.example/api/", 0),
+            ("custom", "https://x.example/API", 1),
+        ):
+            stored = {"configured": True, "upstream": {"kind": kind, "baseUrl": base_url}}
+            self.assertEqual(self.change(self.CASES[2], False, *[stored] * 9).exit, code)
+
+    def test_an_address_that_is_shown_without_a_secret_is_compared_all_the_same(self) -> None:
+        argv = ("upstream", "--set", "--kind", "custom", "--api-key", "ollama-local")
+        for base_url in ("https://ollama-local.example/v1", "https://x.example/" + "p" * 300):
+            self.ok(*argv, "--base-url", base_url)
+
+    def test_a_read_that_fails_does_not_hide_what_was_read_before(self) -> None:
+        self.script(SET_RULE, reply({"ok": True}))
+        self.script(BILLING, reply(self.RULE_ON), *[reply({}, 503)] * 9)
+        result = self.ops("auto-topup", "--disable")
+        self.assertEqual(result.exit, 1, result)
+        self.assertIn("the stored rule is: add", result.err)
 
     def test_a_provider_key_that_was_lost_is_not_proved_by_the_rest(self) -> None:
         for fault in (Fault(after=True), Fault(end="reset", after=True)):
@@ -346,6 +367,10 @@ class LostKeys(SandboxTest):
         words = self.lost(made[0])["words"]
         for key in self.box.account.keys[-2:]:
             self.assertIn(key.id, words)
+        twin = {"prefix": "cf_live_"}  # as in a list that does not tell the id
+        lists = iter(({"keys": [twin]}, {"keys": [twin, twin]}))
+        self.box.service.routes[KEYS] = lambda _: next(lists)
+        self.assertIn("a key without an id (cf_live_)", self.lost(Fault())["words"])
 
     def test_if_the_list_cannot_be_read_nothing_is_claimed(self) -> None:
         for fault in (reply({}, 400), reply(b"<html>"), Fault()):

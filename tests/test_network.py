@@ -366,7 +366,7 @@ class Proxies(unittest.TestCase):
         return run_at(SERVICE, *argv, "--timeout", "5", SSL_CERT_FILE=AUTHORITY, **env)
 
     def test_https_goes_through_a_tunnel_and_the_proxy_sees_no_key(self) -> None:
-        forms = ("http://%s", "http://%s/", "%s", "me:p%%40s%%2Fs@%s", " http://%s\r")
+        forms = ("http://%s", "http://%s/", "%s/", "me:p%%40s%%2Fs@%s/", " http://%s\r")
         for variable, form in (*(("HTTPS_PROXY", form) for form in forms), ("https_proxy", "%s")):
             with self.subTest(form, variable=variable), self.proxied() as (box, proxy, url):
                 result = self.at_service("balance", "--verbose", **{variable: form % url[7:]})

@@ -338,7 +338,7 @@ MEANINGS = (
     (".* SSLCert.*", "failed", "the certificate of {host} is not accepted: {said}", TRUST_HINT),
     (".* SSL.*", "unreachable", "the TLS connection to {where} failed", URL_HINT),
     (".* [Tt]imeout.*", "unreachable", "no complete response from {where} in time", SETTING_HINT),
-    ("(unsent )?407", "usage", "the proxy requires a user name and a password", SETTING_HINT),
+    ("(unsent )?407", "usage", "the proxy refuses the user name or the password", SETTING_HINT),
     ("unsent .*", "unreachable", "no connection to {where}: {said}", SETTING_HINT),
     ("sent .*(Line|HTTP|Protocol).*", "failed", "{where} does not speak HTTP", URL_HINT),
     ("sent .*", "unreachable", "no complete response from {where}", URL_HINT),
@@ -404,7 +404,7 @@ def find_proxy(settings: Settings) -> tuple[str, str]:
     except ValueError:
         form = "http://[USER:PASSWORD@]HOST[:PORT], with %40 for @ in PASSWORD"
         raise Failure("usage", f"{source} is not {form}") from None
-    return proxy, source
+    return proxy.rstrip("/"), source  # urllib takes a final slash for a part of the port
 
 
 def load_certificates(settings: Settings) -> Any:
@@ -475,6 +475,7 @@ class Exchange:
     status: int | None = None
     error: Exception | None = TimeoutError()  # unless `work` ends in time
     sent = False  # whether at least a part of the request was sent
+    _length: int | None = None  # of the body, as the response says
 
     def __init__(self, call: Call, settings: Settings, clock: Clock, seconds: float) -> None:
         from threading import Lock
@@ -520,24 +521,32 @@ class Exchange:
 
     def _read(self, response: HTTPResponse) -> None:
         """Read the body. A JSON object that parses is complete, whatever Content-Length says."""
-        length = response.length
+        self._length = response.length
         response.length = None  # or http.client cuts an object that is longer than it says
         open_braces = 0  # parsing after each block would take too long for a list that comes by row
-        while len(self.body) <= MAX_BODY_BYTES and (length is None or len(self.body) < length):
-            block = response.read1(65536)
+        while len(self.body) <= MAX_BODY_BYTES:
+            is_full = self._length is not None and len(self.body) >= self._length
+            is_object = re.match(rb"[\s\xef\xbb\xbf]*\{", self.body)
+            if is_object and (is_full or open_braces == 0) and self._parse() is not None:
+                break
+            block = b"" if is_full and not is_object else response.read1(65536)
+            if not block:
+                break
             self.body += block
             open_braces += block.count(b"{") - block.count(b"}")
-            is_end = open_braces == 0 and block.rstrip().endswith(b"}")
-            if not block or (is_end and parse_json(bytes(self.body)) is not None):
-                break
-        if len(self.body) < min(length or 0, MAX_BODY_BYTES):
+        if len(self.body) < min(self._length or 0, MAX_BODY_BYTES):
             raise ConnectionError
+
+    def _parse(self) -> Any:
+        """The JSON of the body, even if other bytes follow it."""
+        value = parse_json(bytes(self.body))
+        return parse_json(bytes(self.body[: self._length])) if value is None else value
 
     def conclude(self) -> None:
         """Read what came, once, because an abandoned thread may go on. Set `outcome` for MEANINGS:
         a status, or `sent` or `unsent` and the name of an exception. A 403 with Retry-After counts
         as 429; a 403 without JSON, and a 2xx that says no, count as 400."""
-        self.value = parse_json(bytes(self.body))  # it may be complete in spite of an error
+        self.value = self._parse()  # it may be complete in spite of an error
         self.is_ok = 200 <= (self.status or 0) < 300
         secrets, new_key = self.settings.secrets, get(self.value, "apiKey", str)
         if new_key:  # a secret from now on, which the request id could repeat
@@ -582,7 +591,7 @@ class Exchange:
         settings, next_step = self.settings, ""
         where, setting = settings.host, "CACHEFORGE_BASE_URL"
         if self.proxy:
-            where += " through the proxy " + re.split("[/@]", self.proxy.rstrip("/"))[-1]
+            where += " through the proxy " + re.split("[/@]", self.proxy)[-1]
             setting = setting if self.sent and self.status != 407 else self.proxy_name
         # the text of other exceptions is not shown, because it may quote a secret
         said = getattr(self.error, "verify_message", "") or getattr(self.error, "strerror", "")
@@ -774,7 +783,7 @@ class Account:
         response = self.http.write(write, Failure("uncertain", KEY_LOST, next="keys"), "apiKey")
         secret = (get(response, "apiKey", str) or "").strip()
         if not re.fullmatch("[!-~]+", secret) or secret == self.settings.api_key:
-            message = f"the response has no new key {self.http.last.summary()}; {KEY_LOST}"
+            message = f"the response has no usable key {self.http.last.summary()}; {KEY_LOST}"
             raise Lost("uncertain", message, next="keys", response=self.http.last)
         return {**self._texts(response, id="id", prefix="prefix"), "api_key": secret}
 
@@ -790,7 +799,7 @@ class Account:
         the old value first."""
         yield
         for _ in range(2):
-            if self.http.left_s > 1:
+            if self.http.left_s > 2:
                 self.http.sleep(1)
                 yield
 
@@ -853,21 +862,16 @@ def revoke_write(key_id: str) -> Call:
     return "POST", f"{KEYS}/{quote(key_id, safe='')}/revoke", {}
 
 
-def all_true(facts: Sequence[bool | None]) -> bool | None:
-    """Whether all facts are true; None if that depends on an unknown one, which is None."""
-    if False in facts:
-        return False
-    return None if None in facts else True
-
-
 def holds(asked: Any, stored: Any) -> bool | None:
     """Whether what is stored is what was asked for; None if the service does not say."""
     if stored is None:
         return None
     if isinstance(asked, dict):
-        return all_true([holds(value, stored.get(name)) for name, value in asked.items()])
-    if isinstance(asked, str):
-        return asked.casefold().rstrip("/") == str(stored).casefold().rstrip("/")
+        parts = [holds(value, stored.get(name)) for name, value in asked.items()]
+        return False if False in parts else None if None in parts else True
+    if isinstance(asked, str):  # in a URL, only scheme and host have no case
+        texts = (text.rstrip("/") for text in (asked, str(stored)))
+        asked, stored = (re.sub("^([^/]*//)?[^/]*", lambda m: m[0].lower(), text) for text in texts)
     return bool(asked == stored)
 
 
@@ -924,7 +928,8 @@ def auto_topup_report(billing: Json, before: Json | None = None) -> Report:
     threshold_cents, is_below, message = rule["threshold_cents"], None, ""
     if threshold_cents is not None and microusd is not None:
         is_below = microusd < threshold_cents * MICROUSD_PER_CENT
-    charges_now = all_true([rule["enabled"], billing["card_saved"], is_below])
+    facts = (rule["enabled"], billing["card_saved"], is_below)
+    charges_now = None if None in facts else all(facts)
     if rule["enabled"] and billing["card_saved"] is False:
         message = "No card is saved, so nothing can be charged."
     elif rule["enabled"] and None not in rule.values():
@@ -1065,8 +1070,9 @@ def poll_balance(account: Account, args: Namespace) -> Iterator[Json]:
             is_told = True
         clock.sleep(max(0.0, min(max(gap_s, asked_s), last_check - clock.now())))
     clock.sleep(left_s)
-    why = f"the last check failed: {failure.message}" if failure else "the balance is still too low"
-    console.note(f"No payment was seen: {why}. Ask the payer before you wait again.")
+    why = f"the balance is {balance_text(billing['balance_microusd'])}"
+    why = f"the last check failed: {failure.message}" if failure else why
+    console.note(f"No sufficient payment was seen: {why}. Ask the payer before you wait again.")
     if failure and billing["balance_microusd"] is None:
         raise failure
 
@@ -1127,7 +1133,9 @@ def wait_for_payment(account: Account, args: Namespace, before: Json, next_step:
             if rise_text(before, billing):
                 break
     rise = rise_text(before, billing)
-    billing.update(credit_rose=bool(rise), next=None if rise else next_step)
+    is_known = billing["balance_microusd"] is not None
+    billing.update(credit_rose=bool(rise) if is_known else None)
+    billing["next"] = None if rise else next_step
     return Report(billing, rise, *billing_rows(billing), code="ok" if rise else "payment_required")
 
 
@@ -1189,10 +1197,10 @@ def change_and_verify(account: Account, write: Call, asked: Json, reads: Iterabl
             if holds(asked, stored) is not False:
                 break
     except Failure as failure:
-        # whatever the reason is: storing the same again is safe
-        message = f"{start} reading it back failed: {failure.message}; repeating is safe"
-        unread = Failure("unreachable", message, failure.hint, response=failure.response)
-        raise lost or unread from None
+        if not stored:  # 5, whatever the reason is: storing the same again is safe
+            message = f"{start} reading it back failed: {failure.message}; repeating is safe"
+            unread = Failure("unreachable", message, failure.hint, response=failure.response)
+            raise lost or unread from None
     held = holds(asked, stored)
     if lost and (not held or "apiKey" in write[2]):  # a provider's key cannot be read back
         raise lost
@@ -1220,6 +1228,8 @@ def set_upstream(account: Account, args: Namespace) -> Report:
         return dry_run_report(write, account.settings, text)
     fields = {"configured": True, "kind": kind, "base_url": base_url}
     asked = {name: value for name, value in fields.items() if value is not None}
+    if base_url is not None:
+        asked["base_url"] = printable(base_url, account.settings.secrets)  # as it is read back
     reads = (account.upstream() for _ in account.read_attempts())
     unseen = "" if key is None else ", except the key, which the service never returns"
     return upstream_report(
@@ -1273,17 +1283,20 @@ def create_key(account: Account, args: Namespace) -> Report:
             raise lost_key(account, before, error) from None
         raise
     console.if_stopped = Failure("failed", "the new key is saved in the file")
-    path = printable(args.save, account.settings.secrets)
-    return Report({**key, "saved_to": path}, f"The new key {name} is saved to {path}")
+    secrets = account.settings.secrets
+    words = f"The new key {name} is saved to {printable(args.save, secrets)}"
+    return Report({**key, "saved_to": redact(args.save, secrets)}, words)
 
 
 def lost_key(account: Account, before: list[Json] | None, lost: Lost) -> Failure:
     """What to report if the response with a new key was lost: also what is new in the list."""
     found = "the list of keys could not be compared with the one before"
     if before is not None:
-        known = set(map(key_name, before))
+        from collections import Counter
+
         try:
-            new = [name for name in map(key_name, account.keys()) if name not in known]
+            found_names = Counter(map(key_name, account.keys()))
+            new = list(found_names - Counter(map(key_name, before)))
             found = f"new in the list of keys: {', '.join(new[:3]) or 'nothing'}"
         except Failure:
             pass
@@ -1587,7 +1600,8 @@ def read_arguments(args: Namespace) -> Namespace:
 
 def parse(argv: Sequence[str]) -> Namespace | Report:
     """The arguments of the command line; or the help or version, to print. Raises Failure."""
-    argv = ["--help", *argv[1:]] if argv[:1] == ["help"] else argv
+    if [word for word in argv if not word.startswith("-")][:1] == ["help"]:
+        argv = ["--help", *(word for word in argv if word != "help")]
     parsers = build_parsers(argv)
     args, unknown = parsers[""].parse_known_args(argv)
     command, parser = args.command or "", parsers[args.command or ""]
@@ -1781,7 +1795,9 @@ def run(argv: Sequence[str], console: Console) -> Report:
     if isinstance(args, Report):
         return args
     settings = Settings(os.environ)
-    os.environ.update(settings.environ)  # without white space: urllib and OpenSSL read it, too
+    for name, value in settings.environ.items():  # without white space, for urllib and OpenSSL
+        if re.fullmatch("(https?|no)_proxy|ssl_cert_file", name, re.IGNORECASE):
+            os.environ[name] = value
     console.verbose, console.secrets = args.verbose, settings.secrets
     report: Report = args.run(Account(Http(settings, console, args.timeout)), args)
     return report
