@@ -338,7 +338,7 @@ MEANINGS = (
     (".* SSLCert.*", "failed", "the certificate of {host} is not accepted: {said}", TRUST_HINT),
     (".* SSL.*", "unreachable", "the TLS connection to {where} failed", URL_HINT),
     (".* [Tt]imeout.*", "unreachable", "no complete response from {where} in time", SETTING_HINT),
-    ("(unsent )?407", "usage", "the proxy refuses the user name or the password", SETTING_HINT),
+    ("(unsent )?407", "usage", "the proxy requires another user name or password", SETTING_HINT),
     ("unsent .*", "unreachable", "no connection to {where}: {said}", SETTING_HINT),
     ("sent .*(Line|HTTP|Protocol).*", "failed", "{where} does not speak HTTP", URL_HINT),
     ("sent .*", "unreachable", "no complete response from {where}", URL_HINT),
@@ -1052,7 +1052,7 @@ def poll_balance(account: Account, args: Namespace) -> Iterator[Json]:
         # one check even after the end: if the computer slept, the payment may have arrived
         now = clock.now()
         account.http.left_s = min(CHECK_S, args.timeout, max(LAST_CHECK_S, end - now))
-        gap_s: float = poll_gap_s(now - console.began)
+        gap_s = poll_gap_s(now - console.began)
         try:
             billing, failure, asked_s = account.billing(attempts=1), None, 0
         except Failure as error:
@@ -1226,10 +1226,10 @@ def set_upstream(account: Account, args: Namespace) -> Report:
     if args.dry_run:
         text = "Every later call through CacheForge goes to this provider."
         return dry_run_report(write, account.settings, text)
-    fields = {"configured": True, "kind": kind, "base_url": base_url}
-    asked = {name: value for name, value in fields.items() if value is not None}
-    if base_url is not None:
-        asked["base_url"] = printable(base_url, account.settings.secrets)  # as it is read back
+    asked: Json = {"configured": True}
+    for name, text in (("kind", kind), ("base_url", base_url)):
+        if text is not None:
+            asked[name] = printable(text, account.settings.secrets)  # as it is read back
     reads = (account.upstream() for _ in account.read_attempts())
     unseen = "" if key is None else ", except the key, which the service never returns"
     return upstream_report(
@@ -1343,10 +1343,7 @@ def revoke_key(account: Account, args: Namespace) -> Report:
         stored = change_and_verify(account, write, {"revoked": True}, key_states(account, key))
         confirmed = stored.get("revoked") is True
     if not confirmed:
-        words = (
-            f"The service accepted the request, but the list of keys does not confirm that {name}"
-        )
-        words += " is revoked"
+        words = f"The service accepted the request, but does not list {name} as revoked"
     revoked = {name: key[name] for name in ("id", "prefix", "label")}
     data = {"revoked": revoked, "already": bool(key["revoked"]), "confirmed": confirmed}
     return Report(data, words)
