@@ -1300,7 +1300,7 @@ def lost_key(account: Account, before: list[Json] | None, lost: Lost) -> Failure
             found = f"new in the list of keys: {', '.join(new[:3]) or 'nothing'}"
         except Failure:
             pass
-    hint = "If a key is listed that nobody created on purpose, revoke it."
+    hint = "A new key that nobody else created is useless without its secret: revoke it."
     return Failure("uncertain", f"{lost.message}; {found}", hint, "keys", lost.response)
 
 
