@@ -741,9 +741,15 @@ CHANGES = (
         SENT,
     ),
     Change(
+        "an option that has only its dashes in common is suggested",
+        'typed.lower().strip("-")',
+        "typed.lower()",
+        "page typing",
+    ),
+    Change(
         "a typing error repeats what was typed",
-        "        near = get_close_matches(typed.lower()",
-        '        message += f" {typed}"\n        near = get_close_matches(typed.lower()',
+        "        near = get_close_matches(typed,",
+        '        message += f" {typed}"\n        near = get_close_matches(typed,',
         "page typing",
     ),
     Change(

@@ -1523,8 +1523,10 @@ class Parser(ArgumentParser):
         """Raise Failure (usage) with the usage, and the known word closest to what was typed."""
         from difflib import get_close_matches
 
-        near = get_close_matches(typed.lower(), list(known), 1)
-        message += f"; did you mean {near[0]}?" if near else ""
+        typed = typed.lower().strip("-")  # with the dashes, all options would look alike
+        names = {word.strip("-"): word for word in known if word.strip("-")[:1] == typed[:1]}
+        near = get_close_matches(typed, names, 1)
+        message += f"; did you mean {names[near[0]]}?" if near else ""
         command = self.prog.partition(" ")[2]
         usage = self.format_usage().strip().replace("usage:", "Usage:")
         raise Failure("usage", message, usage, f"{command} --help".strip())
