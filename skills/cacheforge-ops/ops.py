@@ -1525,7 +1525,8 @@ class Parser(ArgumentParser):
 
         typed = typed.lower().strip("-")  # with the dashes, all options would look alike
         names = {word.strip("-"): word for word in known if word.strip("-")[:1] == typed[:1]}
-        near = get_close_matches(typed, names, 1)
+        near = [name for name in names if name.startswith(typed)]
+        near = get_close_matches(typed, names, 1) or near
         message += f"; did you mean {names[near[0]]}?" if near else ""
         command = self.prog.partition(" ")[2]
         usage = self.format_usage().strip().replace("usage:", "Usage:")
