@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -101,6 +102,15 @@ class Delivered(SandboxTest):
             self.script(call, broken(json.dumps(body).encode())["hang_after_it"])
             began = time.monotonic()
             self.assertIn(value, self.ok(*line.split(), "--timeout", "30").out)
+            self.assertLess(time.monotonic() - began, 10)
+
+    def test_an_object_that_is_no_json_is_not_waited_on(self) -> None:
+        for status, code in ((200, 1), (400, 1), (503, 5)):
+            body = b'{"billing": oops}'
+            fault = dataclasses.replace(reply(body, status), end="hang")
+            self.script(BILLING, *[fault] * 3)
+            began = time.monotonic()
+            self.failure(code, "balance")
             self.assertLess(time.monotonic() - began, 10)
 
     @unittest.skipUnless(POSIX, "Windows does not count the CPU time of a child")
@@ -213,6 +223,16 @@ class Reasons(SandboxTest):
         *({"errors": [REASON]}, {"errors": [{"message": REASON}]}, {"errors": {"a": [REASON]}}),
         *({"success": False, "message": REASON}, {"ok": False, "error": {"detail": REASON}}),
     )
+
+    def test_a_refusal_counts_however_long_it_is(self) -> None:
+        long = b" " * (5 * 1024 * 1024)
+        for argv, call, status, code in (
+            (("keys", "--create"), CREATE, 401, 3),
+            (("topup",), TOPUP, 402, 4),
+            (("balance",), BILLING, 503, 5),
+        ):
+            self.script(call, *[reply(long, status)] * 3)
+            self.failure(code, *argv)
 
     def test_a_2xx_that_says_no_is_a_refusal_with_its_reason(self) -> None:
         disable = ("auto-topup", "--disable")

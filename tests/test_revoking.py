@@ -185,6 +185,10 @@ class Confirmed(SandboxTest):
             calls = self.box.calls()
             self.assertEqual(calls[calls.index(REVOKE_2) :].count(KEYS), 3)
 
+    def test_a_403_after_the_own_key_was_revoked_proves_nothing(self) -> None:
+        with self.after_a_write(KEYS, *[reply({"error": "no"}, 403)] * 3):
+            self.failure(5, "keys", "--revoke", "key_1", "--yes", "--force")
+
     def test_what_cannot_be_read_back_exits_5(self) -> None:
         for fault in (reply({"ok": True}), Fault()):
             for after in (reply({}, 400), reply({}, 401), reply(b"<html>"), Fault()):

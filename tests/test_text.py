@@ -141,6 +141,14 @@ class Secrets(SandboxTest):
                     for kept in ("before", "after", shown):
                         self.assertIn(kept, words)
 
+    def test_a_secret_at_the_cut_of_a_long_text_is_not_shown_in_part(self) -> None:
+        key = "abcdefgh1234567"
+        for before in range(2980, 3001):
+            reason = "\x1b[0m" * 740 + "x" * (before - 2961) + " " + key
+            self.script(BILLING, reply({"error": reason}, 400))
+            said = self.ops("balance", CACHEFORGE_API_KEY=key).err
+            self.assertNotIn(key[:8], said)
+
     def test_a_very_short_secret_hides_no_words(self) -> None:
         for key, reason in (("a", "an apple a day"), ("EMPTY", "the EMPTY set"), ("sk-1234", "x")):
             self.script(SET_UPSTREAM, reply({"error": reason}, 400))

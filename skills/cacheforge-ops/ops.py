@@ -259,7 +259,8 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 def printable(text: str, secrets: Sequence[str]) -> str:
     """Untrusted text, safe to print: one short line, no control characters, no secrets."""
-    text = text[: 10 * MAX_TEXT_CHARS]  # limits the work; much of it may be escapes
+    if len(text) > 10 * MAX_TEXT_CHARS:  # without the last word, which may be half a secret
+        text = text[: 10 * MAX_TEXT_CHARS].rpartition(" ")[0]
     if not (text.isascii() and text.isprintable()):
         text = re.sub(r"\s+", " ", re.sub(f"{ESCAPES}|{INVISIBLE}", "", text))
         text = "".join(filter(str.isprintable, text))
@@ -529,7 +530,9 @@ class Exchange:
             is_object = re.match(rb"[\s\xef\xbb\xbf]*\{", self.body)
             if is_object and (is_full or open_braces == 0) and self._parse() is not None:
                 break
-            block = b"" if is_full and not is_object else response.read1(65536)
+            # an object with open braces is longer than its Content-Length
+            is_end = is_full and not (is_object and open_braces > 0)
+            block = b"" if is_end else response.read1(65536)
             if not block:
                 break
             self.body += block
@@ -549,12 +552,13 @@ class Exchange:
         self.value = self._parse()  # it may be complete in spite of an error
         self.is_ok = 200 <= (self.status or 0) < 300
         secrets, new_key = self.settings.secrets, get(self.value, "apiKey", str)
-        if new_key:  # a secret from now on, which the request id could repeat
+        is_create = self.method == "POST" and self._request.full_url.endswith("/keys")
+        if new_key and is_create:  # a secret from now on, which the request id could repeat
             secrets.append(new_key.strip())
         found = self._header("x-request-id", "request-id", "x-correlation-id", "cf-ray")
         self.request_id = printable(found, secrets)[:100] or None
         seconds = self._header("Retry-After")
-        self.retry_after_s = int(seconds) if re.fullmatch("[0-9]{1,9}", seconds) else None
+        self.retry_after_s = int(seconds) if re.fullmatch("[0-9]{1,99}", seconds) else None
         is_cut = self.is_ok and self.value is None and (self.error or not self.body)
         is_firewall = self.status == 403 and not isinstance(self.value, dict)
         self.outcome = str(self.status)
@@ -562,7 +566,7 @@ class Exchange:
             refusal = re.match("Tunnel connection failed: ([0-9]{3})", str(self.error))
             name = refusal[1] if refusal else type(self.error).__name__
             self.outcome = f"{'sent' if self.sent else 'unsent'} {name}"
-        elif len(self.body) > MAX_BODY_BYTES:
+        elif self.is_ok and len(self.body) > MAX_BODY_BYTES:
             self.outcome = "too long"
         elif self.status == 403 and self._header("Retry-After"):
             self.outcome = "429"
@@ -656,7 +660,8 @@ class Http:
         if is_refused or not exchange.sent:
             raise failure
         message = f"the request was sent, but its outcome is unknown: {failure.message}"
-        raise Lost(if_lost.code, f"{message}; {if_lost.message}", "", if_lost.next, exchange)
+        message += f"; {if_lost.message}"
+        raise Lost(if_lost.code, message, failure.hint, if_lost.next, exchange)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, as a part of the time that this command has."""
@@ -1063,7 +1068,7 @@ def poll_balance(account: Account, args: Namespace) -> Iterator[Json]:
         yield {**billing, "last_error": failure and failure.message}
         left_s = max(0.0, end - clock.now())
         is_last = last_check - now < 0.001  # not 0: a sleep may end a little early
-        if is_last or asked_s > left_s:
+        if is_last or asked_s > max(0.0, last_check - clock.now()):
             break
         if not is_told:
             console.note(f"Waiting up to {args.wait:g} s for the balance to rise.")
@@ -1357,7 +1362,7 @@ def key_states(account: Account, key: Json) -> Iterator[Json]:
         try:
             listed = account.keys()
         except Failure as failure:
-            if failure.code != "unauthorized" or key["in_use"] is False:
+            if failure.response.status != 401 or key["in_use"] is False:
                 raise
             listed = []  # it was the key that this program uses
         yield next((item for item in listed if item["id"] == key["id"]), {"revoked": True})
