@@ -477,6 +477,7 @@ class Exchange:
     error: Exception | None = TimeoutError()  # unless `work` ends in time
     sent = False  # whether at least a part of the request was sent
     _length: int | None = None  # of the body, as the response says
+    _parsed: Any = None  # the JSON of the body, once `work` has found it complete
 
     def __init__(self, call: Call, settings: Settings, clock: Clock, seconds: float) -> None:
         from threading import Lock
@@ -528,7 +529,9 @@ class Exchange:
         while len(self.body) <= MAX_BODY_BYTES:
             is_full = self._length is not None and len(self.body) >= self._length
             is_object = re.match(rb"[\s\xef\xbb\xbf]*\{", self.body)
-            if is_object and (is_full or open_braces == 0) and self._parse() is not None:
+            if is_object and (is_full or open_braces == 0):
+                self._parsed = self._parse()
+            if self._parsed is not None:
                 break
             # an object with open braces is longer than its Content-Length
             is_end = is_full and not (is_object and open_braces > 0)
@@ -549,7 +552,8 @@ class Exchange:
         """Read what came, once, because an abandoned thread may go on. Set `outcome` for MEANINGS:
         a status, or `sent` or `unsent` and the name of an exception. A 403 with Retry-After counts
         as 429; a 403 without JSON, and a 2xx that says no, count as 400."""
-        self.value = self._parse()  # it may be complete in spite of an error
+        # the body may be complete in spite of an error
+        self.value = self._parse() if self._parsed is None else self._parsed
         self.is_ok = 200 <= (self.status or 0) < 300
         secrets, new_key = self.settings.secrets, get(self.value, "apiKey", str)
         is_create = self.method == "POST" and self._request.full_url.endswith("/keys")
