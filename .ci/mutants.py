@@ -419,10 +419,10 @@ CHANGES = (
     ),
     Change(
         "a write is sent again",
-        "        exchange = self._exchange(write, self.left_s - kept_s, if_lost)\n",
-        "        exchange = self._exchange(write, self.left_s - kept_s, if_lost)\n"
+        "        exchange = self._exchange(write, self.left_s - kept_s, if_lost, field)\n",
+        "        exchange = self._exchange(write, self.left_s - kept_s, if_lost, field)\n"
         "        if exchange.status is None:\n"
-        "            exchange = self._exchange(write, self.left_s - kept_s, if_lost)\n",
+        "            exchange = self._exchange(write, self.left_s - kept_s, if_lost, field)\n",
         EVERY_FAULT,
     ),
     Change(

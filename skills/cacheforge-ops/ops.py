@@ -548,16 +548,16 @@ class Exchange:
         value = parse_json(bytes(self.body))
         return parse_json(bytes(self.body[: self._length])) if value is None else value
 
-    def conclude(self) -> None:
+    def conclude(self, field: str) -> None:
         """Read what came, once, because an abandoned thread may go on. Set `outcome` for MEANINGS:
         a status, or `sent` or `unsent` and the name of an exception. A 403 with Retry-After counts
-        as 429; a 403 without JSON, and a 2xx that says no, count as 400."""
+        as 429; a 403 without JSON, and a 2xx that says no, count as 400. `field` is that of the
+        link or key that was asked for, if any."""
         # the body may be complete in spite of an error
         self.value = self._parse() if self._parsed is None else self._parsed
         self.is_ok = 200 <= (self.status or 0) < 300
-        secrets, new_key = self.settings.secrets, get(self.value, "apiKey", str)
-        is_create = self.method == "POST" and self._request.full_url.endswith("/keys")
-        if new_key and is_create:  # a secret from now on, which the request id could repeat
+        secrets, new_key = self.settings.secrets, get(self.value, field, str)
+        if new_key and field == "apiKey":  # a secret from now on, which the request id may repeat
             secrets.append(new_key.strip())
         found = self._header("x-request-id", "request-id", "x-correlation-id", "cf-ray")
         self.request_id = printable(found, secrets)[:100] or None
@@ -653,7 +653,7 @@ class Http:
         if the service refused the request or nothing was sent.
         """
         kept_s = min(5.0, self.timeout_s / 4)  # for reading back what was stored
-        exchange = self._exchange(write, self.left_s - kept_s, if_lost)
+        exchange = self._exchange(write, self.left_s - kept_s, if_lost, field)
         value, found = exchange.value, get(exchange.value, field, str) or ""
         # 303 means that the request was carried out, 408 that its outcome is unknown
         is_refused = re.fullmatch("[34]..", exchange.outcome) and exchange.status not in (303, 408)
@@ -672,7 +672,9 @@ class Http:
         self.clock.sleep(seconds)
         self.left_s -= seconds
 
-    def _exchange(self, call: Call, seconds: float, if_lost: Failure | None = None) -> Exchange:
+    def _exchange(
+        self, call: Call, seconds: float, if_lost: Failure | None = None, field: str = ""
+    ) -> Exchange:
         """One request and its response, in a thread that can be abandoned.
 
         A socket's timeout limits each `recv`, but neither the whole response nor the name lookup;
@@ -702,7 +704,7 @@ class Http:
             self.left_s -= took_s
             if exchange.sent and if_lost:
                 self.console.if_stopped = if_lost
-        exchange.conclude()
+        exchange.conclude(field)
         if self.console.verbose:
             status, request_id = exchange.status or "no response", exchange.request_id or "-"
             line = f"{call[0]} {call[1]}: {status}, {took_s * 1000:.0f} ms, id {request_id}"
